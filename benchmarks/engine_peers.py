@@ -1,8 +1,8 @@
 """The peers of vggkit's engines in `engines.py`: torchvision's VGG11, run on a CPU by other libraries.
 
 Each function converts torchvision's network to a callable of a batch (N, 3, 224, 224) that gives rows (N, 1000), on
-all processors, as the library's documentation advises and without further tuning. ncnn and NNCF are not
-dependencies of vggkit: `pip install ncnn nncf`; torch inductor needs a C++ compiler. A missing library raises
+all processors, as the library's documentation advises and without further tuning. NNCF is not
+a dependency of vggkit: `pip install nncf`; torch inductor needs a C++ compiler. A missing library raises
 Absent.
 """
 

@@ -49,10 +49,10 @@ print(int(engine.run(image[None]).argmax()))
 """
 COMPILED = """
 import sys, numpy
-from vggkit.engines.openvino import _import_openvino
+from vggkit.engines.openvino import import_openvino
 from vggkit.images.dataset import ImageSample
 from vggkit.weights.classifier_file import read_card
-openvino = _import_openvino()
+openvino = import_openvino()
 card = read_card(sys.argv[1] + "/model.safetensors")
 blob = openvino.Tensor(numpy.memmap(sys.argv[1] + "/bf16.blob", numpy.uint8, "r"))
 options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16"}
@@ -66,6 +66,7 @@ STARTS = {
     "vggkit, OpenVINO bf16": VGGKIT.format(engine="openvino", precision="bf16"),
     "OpenVINO bf16, compiled, read": COMPILED,
     "vggkit, ONNX Runtime fp32": VGGKIT.format(engine="onnx", precision="fp32"),
+    "vggkit, ncnn fp32": VGGKIT.format(engine="ncnn", precision="fp32"),
 }
 
 
@@ -76,6 +77,7 @@ def build_runners(folder: Path) -> dict[str, tuple[Run, float]]:
 
     from vggkit.engines.activation_ranges import measure_ranges
     from vggkit.engines.model_weights import ModelFile
+    from vggkit.engines.ncnn import NCNNEngine
     from vggkit.engines.onnx import ONNXEngine
     from vggkit.engines.openvino import OpenVINOEngine
     from vggkit.engines.pytorch import PyTorchEngine
@@ -94,6 +96,7 @@ def build_runners(folder: Path) -> dict[str, tuple[Run, float]]:
     runners |= {
         "vggkit, PyTorch fp32": (PyTorchEngine(model.load_network(), cpu).run, FP32),
         "vggkit, ONNX Runtime fp32": (ONNXEngine(model).run, FP32),
+        "vggkit, ncnn fp32": (NCNNEngine(model).run, FP32),
         "vggkit, OpenVINO fp32": (OpenVINOEngine(model).run, FP32),
         "vggkit, OpenVINO bf16": (OpenVINOEngine(model, precision="bf16").run, BF16),
         "vggkit, OpenVINO int8": (
@@ -180,9 +183,9 @@ def prepare(folder: Path) -> None:
     classifier.save(folder / "model.safetensors")
     torch.save(classifier.network.state_dict(), folder / "model.pth")
     pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "picture.png")
+    Image.fromarray(pixels).save(folder / "image.png")
     engine = OpenVINOEngine(classifier.network, precision="bf16")
-    blob = engine._compile((SIDE, SIDE), "LATENCY").model.export_model()
+    blob = engine._compile((SIDE, SIDE), "LATENCY", False)._model.export_model()
     (folder / "bf16.blob").write_bytes(blob.getbuffer())
 
 

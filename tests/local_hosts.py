@@ -3,13 +3,19 @@
 import base64
 import hashlib
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -227,3 +233,41 @@ class Hub(Host):
         self.commits.append({"repository": repository, "lines": lines})
         oid = self.commit_of(repository)
         self.say(request, 200, {"commitUrl": f"{self.address}/{repository}/commit/{oid}", "commitOid": oid})
+
+
+@contextmanager
+def start_store(patch: pytest.MonkeyPatch, bucket: str) -> Iterator[str]:
+    """The address of an S3-compatible store, moto's, with an empty bucket; its credentials in the environment."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    patch.setenv("AWS_ENDPOINT_URL", address)
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        demand_reached(address, process)
+        urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
+        yield address
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def demand_reached(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the store answers."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}/moto-api/data.json", timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail("moto's server did not start")

@@ -1,10 +1,11 @@
-// The small network: a digit that is drawn, or a photo; the maps of each layer as images, and the probabilities.
+// The small network on a digit that is drawn, or on a photo: the maps of each layer as images, and the probabilities.
 "use strict";
 
 const small = readNetwork(JSON.parse($("small-network").textContent));
 const pad = $("pad"), pen = pad.getContext("2d", { willReadFrequently: true });
 const mapNames = small.layers.filter((layer) => layer.kind !== "fc").map((layer) => layer.name);
 const looking = { layer: mapNames[0], photo: false, drawn: false };
+const PHOTO_SIDE = 96;  // pixels at which a photo is seen; it divides the side of the pad, and three pools halve it
 
 function clearPad() {
   pen.fillStyle = "#000";
@@ -25,50 +26,6 @@ function readPad(side) {
     }
   }
   return grey;
-}
-
-/** A drawn digit in the middle of 8×8 pixels, as the data set has them, enlarged bilinearly. */
-function centreDigit() {
-  const side = 64, grey = readPad(side);
-  let [top, bottom, left, right] = [side, -1, side, -1];
-  grey.forEach((value, place) => {
-    if (value < 0.1) return;
-    const [y, x] = [Math.floor(place / side), place % side];
-    [top, bottom, left, right] = [Math.min(top, y), Math.max(bottom, y), Math.min(left, x), Math.max(right, x)];
-  });
-  const eight = new Float32Array(64);
-  if (bottom < 0) return enlarge(eight, 8, small.side);
-  const size = Math.max(bottom - top + 1, (right - left + 1) * 1.25) / 8;
-  const [y0, x0] = [(top + bottom + 1) / 2, (left + right + 1) / 2];
-  const parts = 8;
-  for (let y = 0; y < 8; y++) {
-    for (let x = 0; x < 8; x++) {
-      let sum = 0;
-      for (let part = 0; part < parts * parts; part++) {
-        const fromY = Math.floor(y0 + (y + (Math.floor(part / parts) + 0.5) / parts - 4) * size);
-        const fromX = Math.floor(x0 + (x + (part % parts + 0.5) / parts - 4) * size);
-        if (fromY >= 0 && fromY < side && fromX >= 0 && fromX < side) sum += grey[fromY * side + fromX];
-      }
-      eight[y * 8 + x] = sum / (parts * parts);
-    }
-  }
-  return enlarge(eight, 8, small.side);
-}
-
-/** Bilinear enlargement of a square, pixel centres aligned as in torch's interpolate. */
-function enlarge(values, from, to) {
-  const places = Array.from({ length: to }, (_, index) => {
-    const at = Math.max(0, (index + 0.5) * from / to - 0.5);
-    const low = Math.min(Math.floor(at), from - 1);
-    return [low, Math.min(low + 1, from - 1), at - low];
-  });
-  const made = new Float32Array(to * to);
-  places.forEach(([top, bottom, down], y) => places.forEach(([left, right, along], x) => {
-    const above = values[top * from + left] * (1 - along) + values[top * from + right] * along;
-    const below = values[bottom * from + left] * (1 - along) + values[bottom * from + right] * along;
-    made[y * to + x] = above * (1 - down) + below * down;
-  }));
-  return made;
 }
 
 function showMaps(maps) {
@@ -97,41 +54,62 @@ function showMaps(maps) {
   }));
 }
 
+/** Compute the maps of what is on the pad, and its probabilities at the network's own size. */
 function runSmall() {
-  const side = looking.photo ? 128 : small.side;
-  const grey = looking.photo ? readPad(side) : centreDigit();
-  const result = runNetwork(small, grey, side, side);
-  looking.maps = result.maps;
+  const grey = readPad(small.side);
+  const { probabilities, maps: own } = runNetwork(small, grey, small.side, small.side);
+  const side = looking.photo ? PHOTO_SIDE : small.side;
+  const seen = looking.photo ? readPad(side) : grey;
+  looking.maps = looking.photo ? runNetwork(small, seen, side, side).maps : own;
   looking.input = {
-    channels: 1, height: side, width: side, values: Float32Array.from(grey, (value) => (value - small.mean) / small.std),
+    channels: 1, height: side, width: side, values: Float32Array.from(seen, (value) => (value - small.mean) / small.std),
   };
+  showLayerMaps();
+  showProbabilities(probabilities);
+}
+
+let waiting = false;
+/** Once before the next frame, however often the pointer moves until then. */
+function runSoon() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => { waiting = false; runSmall(); });
+}
+
+function showLayerMaps() {
+  const maps = looking.maps.find((each) => each.name === looking.layer);
   $("value").replaceChildren();
-  const maps = result.maps.find((each) => each.name === looking.layer);
   showMaps(maps);
   markChoices("map-layers", looking.layer);
   $("maps-note").textContent = `${looking.layer}: ${maps.channels} maps of ${maps.height}×${maps.width}, ` +
-    `for ${looking.photo ? "the photo in grey at" : "the digit at"} ${side}×${side} pixels. Bright is a large value; black is 0. Click a place to see how its value is computed.`;
-  const order = result.probabilities.map((value, label) => [value, label]);
-  $("probabilities").replaceChildren(...(looking.photo
-    ? [Object.assign(document.createElement("p"), { textContent: "The network has learnt digits alone, so it has no class for a photo. Its maps show what its filters respond to: edges in several directions, then corners and strokes." })]
-    : order.map(([value, label]) => {
-      const bar = document.createElement("div");
-      bar.className = "bar";
-      const fill = Object.assign(document.createElement("i"), { className: "fc" });
-      fill.style.width = `${100 * value}%`;
-      const track = document.createElement("span");
-      track.append(fill);
-      bar.append(Object.assign(document.createElement("b"), { textContent: label }), track,
-        Object.assign(document.createElement("em"), { textContent: `${(100 * value).toFixed(1)} %` }));
-      return bar;
-    })));
-  $("probabilities").dataset.probabilities = JSON.stringify(result.probabilities);
+    `for ${looking.photo ? "the photo in grey at" : "the digit at"} ${looking.input.height}×${looking.input.width} pixels. ` +
+    "A bright place is a large value, black is 0. Choose a place in a map to see how its value is computed.";
+}
+
+function showProbabilities(probabilities) {
+  const bars = probabilities.map((value, label) => {
+    const bar = document.createElement("div");
+    bar.className = "bar";
+    const fill = Object.assign(document.createElement("i"), { className: "fc" });
+    fill.style.width = `${100 * value}%`;
+    const track = document.createElement("span");
+    track.append(fill);
+    bar.append(Object.assign(document.createElement("b"), { textContent: label }), track,
+      Object.assign(document.createElement("em"), { textContent: `${(100 * value).toFixed(1)} %` }));
+    return bar;
+  });
+  const note = document.createElement("p");
+  note.className = "note";
+  note.textContent = looking.photo
+    ? "The network knows the ten digits and nothing else. For a photo of a handwritten digit that fills the image this is its prediction; for any other photo the probabilities mean nothing, but the maps below still show what its filters respond to."
+    : "The probability of each digit.";
+  $("probabilities").replaceChildren(...bars, note);
+  $("probabilities").dataset.probabilities = JSON.stringify(probabilities);
 }
 
 function drawExample() {
   clearPad();
   const [digit, shades] = small.examples[Math.floor(Math.random() * small.examples.length)];
-  const cell = pad.width / 8;
   pen.imageSmoothingEnabled = true;
   const image = new ImageData(8, 8);
   [...shades].forEach((letter, place) => {
@@ -140,7 +118,7 @@ function drawExample() {
   });
   const source = Object.assign(document.createElement("canvas"), { width: 8, height: 8 });
   source.getContext("2d").putImageData(image, 0, 0);
-  pen.drawImage(source, 0, 0, 8, 8, cell / 2, cell / 2, pad.width - cell, pad.height - cell);
+  pen.drawImage(source, 0, 0, pad.width, pad.height);
   pad.title = `a ${digit} from the test split`;
   runSmall();
 }
@@ -165,13 +143,14 @@ pad.addEventListener("pointermove", (event) => {
   pen.lineTo(...next);
   pen.stroke();
   last = next;
-  runSmall();
+  runSoon();
 });
 for (const name of ["pointerup", "pointercancel"]) pad.addEventListener(name, () => { last = null; });
 $("clear").addEventListener("click", () => { clearPad(); runSmall(); });
 $("example").addEventListener("click", drawExample);
-$("photo").addEventListener("change", async () => {
-  const [file] = $("photo").files;
+
+/** Put the middle square of an image file on the pad, and compute its maps. */
+async function showFile(file) {
   if (!file) return;
   try {
     const image = await createImageBitmap(file);
@@ -184,13 +163,16 @@ $("photo").addEventListener("change", async () => {
   } catch {
     $("maps-note").textContent = "The browser cannot read this file as an image.";
   }
-});
+}
+$("photo").addEventListener("change", () => { showFile($("photo").files[0]); $("photo").value = ""; });
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => { event.preventDefault(); showFile(event.dataTransfer.files[0]); });
+document.addEventListener("paste", (event) => showFile(event.clipboardData.files[0]));
 for (const name of mapNames) {
   const button = Object.assign(document.createElement("button"), { textContent: name });
   button.setAttribute("role", "radio");
   button.dataset.value = name;
-  button.addEventListener("click", () => { looking.layer = name; runSmall(); });
+  button.addEventListener("click", () => { looking.layer = name; showLayerMaps(); });
   $("map-layers").append(button);
 }
-$("try-text").textContent = small.text;
 drawExample();

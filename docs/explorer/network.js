@@ -1,5 +1,5 @@
 // A small VGG in plain JavaScript: 3×3 convolutions with ReLU, 2×2 max-pools, the mean of each channel and one matrix.
-// Its weights are bytes with a scale for each output channel, as build.py trained and wrote them.
+// Its weights are bytes with a scale for each output channel, as build.py wrote them.
 "use strict";
 
 /** The layers with their weights as floats, from the JSON of build.py. */
@@ -18,21 +18,21 @@ function readNetwork(stored) {
 
 /** A 3×3 convolution with padding 1 and a ReLU on maps {channels, height, width, values}. */
 function convolve(maps, layer) {
-  const { height, width, channels } = maps;
+  const { height, width, channels, values: source } = maps;
   const values = new Float32Array(layer.out * height * width);
   for (let out = 0; out < layer.out; out++) {
     const start = out * height * width;
     values.fill(layer.bias[out], start, start + height * width);
     for (let input = 0; input < channels; input++) {
-      const source = input * height * width;
+      const begin = input * height * width;
       for (let down = -1; down <= 1; down++) {
         for (let right = -1; right <= 1; right++) {
           const weight = layer.weights[((out * channels + input) * 3 + down + 1) * 3 + right + 1];
           if (weight === 0) continue;
           const [first, last] = [Math.max(0, -right), Math.min(width, width - right)];
           for (let y = Math.max(0, -down); y < Math.min(height, height - down); y++) {
-            const [to, from] = [start + y * width, source + (y + down) * width + right];
-            for (let x = first; x < last; x++) values[to + x] += weight * maps.values[from + x];
+            const [to, from] = [start + y * width, begin + (y + down) * width + right];
+            for (let x = first; x < last; x++) values[to + x] += weight * source[from + x];
           }
         }
       }
@@ -77,7 +77,7 @@ function runNetwork(network, grey, height, width) {
     found.push({ name: layer.name, ...maps });
   }
   const largest = Math.max(...logits);
-  const powers = logits.map((value) => Math.exp(value - largest));
+  const powers = logits.map((value) => Math.exp((value - largest) / network.temperature));
   const sum = powers.reduce((total, value) => total + value, 0);
   return { maps: found, probabilities: powers.map((value) => value / sum) };
 }

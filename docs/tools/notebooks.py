@@ -46,7 +46,9 @@ def write_notebook(text: str) -> nbformat.NotebookNode:
     """The notebook of a page; its identifiers and metadata are the same whenever it is written."""
     parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
     plain = [
-        part if part.startswith("```") else LINK.sub(r"\1", IMAGE.sub(r"*(image on the page: \1)*", part))
+        part
+        if part.startswith("```")
+        else LINK.sub(r"\1", IMAGE.sub(r"*(image on the page: \1)*", part))
         for part in parts
     ]
     notebook = jupytext.reads(HEADER + "".join(plain), fmt="md")
@@ -54,7 +56,11 @@ def write_notebook(text: str) -> nbformat.NotebookNode:
         cell.id = f"cell-{number}"
         cell.metadata = {}
     notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "kernelspec": {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        },
         "language_info": {"name": "python"},
     }
     return notebook
@@ -68,12 +74,16 @@ def notebook_place(page: str) -> str:
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the notebooks."""
     for page in PAGES:
-        written = nbformat.writes(write_notebook((DOCS / page).read_text(encoding="utf-8")))
+        written = nbformat.writes(
+            write_notebook((DOCS / page).read_text(encoding="utf-8"))
+        )
         files.append(File.generated(config, notebook_place(page), content=written))
     return files
 
 
-def on_page_markdown(markdown: str, *, page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(
+    markdown: str, *, page, config: MkDocsConfig, files: Files
+) -> str:
     """Offer the notebook under the title of its page."""
     if page.file.src_uri not in PAGES:
         return markdown

@@ -24,25 +24,42 @@ PYTHON_PAGES = {
         (
             "training",
             "reports",
-            *(f"workflows.{name}" for name in ("fit_and_record", "run_config", "train", "compare")),
+            *(
+                f"workflows.{name}"
+                for name in ("fit_and_record", "run_config", "train", "compare")
+            ),
         ),
     ),
     "evaluation": ("Evaluation", ("evaluation",)),
     "inference": (
         "Inference",
-        ("inference", "engines", "benchmarking", *(f"workflows.{name}" for name in ("predict", "search", "bench"))),
+        (
+            "inference",
+            "engines",
+            "benchmarking",
+            *(f"workflows.{name}" for name in ("predict", "search", "bench")),
+        ),
     ),
     "inside": (
         "Looking inside",
         (
             "explanations",
             "features",
-            *(f"workflows.{name}" for name in ("explain", "filters", "style", "distance")),
+            *(
+                f"workflows.{name}"
+                for name in ("explain", "filters", "style", "distance")
+            ),
         ),
     ),
     "shipping": (
         "Compression, export and serving",
-        ("compression", "exporting", "serving", "workflows.compress", "workflows.export"),
+        (
+            "compression",
+            "exporting",
+            "serving",
+            "workflows.compress",
+            "workflows.export",
+        ),
     ),
 }
 """For each page its title and the modules whose public names it describes; `other.md` has the rest."""
@@ -73,19 +90,33 @@ def find_python_page(place: str) -> str:
 
 def write_python_pages() -> dict[str, str]:
     """A page of `mkdocstrings` directives for each group of public names."""
-    groups: dict[str, list[tuple[str, str]]] = {name: [] for name in (*PYTHON_PAGES, "other")}
+    groups: dict[str, list[tuple[str, str]]] = {
+        name: [] for name in (*PYTHON_PAGES, "other")
+    }
     for name, place in list_public_names().items():
         groups[find_python_page(place)].append((name, place))
     pages = {}
-    index = ["# Python", "", "Every public name of `import vggkit as vk`, from its docstring.", ""]
+    index = [
+        "# Python",
+        "",
+        "Every public name of `import vggkit as vk`, from its docstring.",
+        "",
+    ]
     for page, names in groups.items():
-        title = PYTHON_PAGES[page][0] if page in PYTHON_PAGES else "Errors and other names"
+        title = (
+            PYTHON_PAGES[page][0]
+            if page in PYTHON_PAGES
+            else "Errors and other names"
+        )
         lines = [f"# {title}", ""]
-        for name, place in sorted(names, key=lambda each: (each[0][0].isupper(), each[0].lower())):
+        for name, place in sorted(
+            names, key=lambda each: (each[0][0].isupper(), each[0].lower())
+        ):
             lines += [f"## vk.{name} {{ #vk.{name} }}", "", f"::: {place}", ""]
         pages[f"reference/python/{page}.md"] = "\n".join(lines)
         links = ", ".join(
-            f"[`{name}`]({page}.md#vk.{name})" for name, _ in sorted(names, key=lambda e: e[0].lower())
+            f"[`{name}`]({page}.md#vk.{name})"
+            for name, _ in sorted(names, key=lambda e: e[0].lower())
         )
         index += [f"**[{title}]({page}.md)**: {links}", ""]
     return {"reference/python/README.md": "\n".join(index), **pages}
@@ -95,26 +126,48 @@ def name_kind(kind: Any) -> str:
     """What is typed for a value of that type: `PATH`, `INT`, `{a,b}`, `[INT ...]`; nothing for a flag."""
     kinds = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(filter(None, (name_kind(each) for each in kinds if each is not type(None))))
+        return " or ".join(
+            filter(
+                None, (name_kind(each) for each in kinds if each is not type(None))
+            )
+        )
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, kinds)) + "}"
     if get_origin(kind) in (tuple, list):
         inner = [name_kind(each) for each in kinds if each is not ...]
-        return f"{inner[0]} ..." if ... in kinds or len(inner) == 1 else " ".join(inner)
-    return {bool: "", str: "TEXT"}.get(kind, getattr(kind, "__name__", str(kind)).upper())
+        return (
+            f"{inner[0]} ..."
+            if ... in kinds or len(inner) == 1
+            else " ".join(inner)
+        )
+    return {bool: "", str: "TEXT"}.get(
+        kind, getattr(kind, "__name__", str(kind)).upper()
+    )
 
 
 def describe_argument(argument: DescribedArgument) -> tuple[str, str]:
     """The spelling and the text of an argument or option, for a table."""
     text = re.sub(r"([|<>*_])", r"\\\1", argument.text)
     default = argument.default
-    if default is not inspect.Parameter.empty and default not in (None, False, "", ()):
-        shown = default if not isinstance(default, tuple) else " ".join(map(str, default))
+    if default is not inspect.Parameter.empty and default not in (
+        None,
+        False,
+        "",
+        (),
+    ):
+        shown = (
+            default
+            if not isinstance(default, tuple)
+            else " ".join(map(str, default))
+        )
         text += f" Default: `{shown}`." if "efault:" not in text else ""
     if not argument.name.startswith("--"):
         more = get_origin(argument.kind) is tuple
         name = f"{argument.name} ..." if more else argument.name
-        return f"`{name}`" if default is inspect.Parameter.empty else f"`[{name}]`", text
+        return (
+            f"`{name}`" if default is inspect.Parameter.empty else f"`[{name}]`",
+            text,
+        )
     value = name_kind(argument.kind)
     return f"`{argument.name}`" + (f" `{value}`" if value else ""), text
 
@@ -152,9 +205,10 @@ def write_cli_pages() -> dict[str, str]:
     for group, verbs in VERBS.items():
         page = group.lower().replace(" ", "-")
         index += [f"**[{group}]({page}.md)**", "", "| | |", "|---|---|"]
-        index += [f"| [`vggkit {name}`]({page}.md#{name}) | {verb.summary} |" for name, verb in verbs.items()] + [
-            ""
-        ]
+        index += [
+            f"| [`vggkit {name}`]({page}.md#{name}) | {verb.summary} |"
+            for name, verb in verbs.items()
+        ] + [""]
         lines = [f"# {group}", ""]
         for name, verb in verbs.items():
             lines += write_verb(name, verb.module)

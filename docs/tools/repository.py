@@ -21,9 +21,25 @@ PROJECT = {
 }
 """Files of the repository's root and the page of each."""
 LINK = re.compile(r"(?<!!)(\[[^\]]*\]\()([^)#\s]+)(#[^)]*)?\)")
+SEARCH_BOOSTS = {
+    "lesson": 3.0,
+    "tutorials": 2.0,
+    "reference": 2.0,
+    "reference/python": 0.3,
+    "reference/cli": 0.5,
+    "decisions": 0.05,
+    "benchmarks": 0.1,
+}
+"""Pages for readers come before those on how the project was made."""
 LATER = ("shell.md", "interoperability.md")
 """Pages of the navigation that may not be there yet."""
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".js": "javascript", ".conf": "nginx"}
+LANGUAGES = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".js": "javascript",
+    ".conf": "nginx",
+}
 
 
 def place_of(path: str) -> str:
@@ -35,7 +51,9 @@ def place_of(path: str) -> str:
     if path == "README.md":
         return "README.md"
     if path.startswith("benchmarks") and not path.endswith(".py"):
-        if path.endswith(".md") and not (ROOT / path).exists():  # a table that was not measured yet: its script
+        if (
+            path.endswith(".md") and not (ROOT / path).exists()
+        ):  # a table that was not measured yet: its script
             return f"source/{path.removesuffix('.md')}.py.md"
         return "benchmarks/README.md" if path.rstrip("/") == "benchmarks" else path
     return f"source/{path}.md"
@@ -55,16 +73,27 @@ def rewrite_links(text: str, origin: str) -> str:
         return f"{opening}{posixpath.relpath(place_of(path), here or '.')}{anchor or ''})"
 
     fenced = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
-    return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in fenced)
+    return "".join(
+        part if part.startswith("```") else LINK.sub(rewrite, part)
+        for part in fenced
+    )
 
 
 def list_linked(paths: list[Path]) -> Iterator[str]:
     """The files of the repository outside docs/ and benchmarks/ that these pages link to."""
     for path in paths:
         for _, target, _ in LINK.findall(path.read_text(encoding="utf-8")):
-            found = posixpath.normpath(posixpath.join(path.parent.relative_to(ROOT).as_posix(), target))
-            outside = not found.startswith(("docs/", "benchmarks")) or found.endswith(".py")
-            if outside and not re.match(r"[a-z]+:", target) and (ROOT / found).is_file():
+            found = posixpath.normpath(
+                posixpath.join(path.parent.relative_to(ROOT).as_posix(), target)
+            )
+            outside = not found.startswith(
+                ("docs/", "benchmarks")
+            ) or found.endswith(".py")
+            if (
+                outside
+                and not re.match(r"[a-z]+:", target)
+                and (ROOT / found).is_file()
+            ):
                 yield found
 
 
@@ -89,8 +118,13 @@ def write_benchmark_index() -> str:
         "all.\n",
     ]
     for path in list_benchmarks():
-        title, *paragraphs = [each.strip() for each in path.read_text(encoding="utf-8").split("\n\n")]
-        first = next((each for each in paragraphs if not each.startswith(("|", "#", "!"))), "")
+        title, *paragraphs = [
+            each.strip() for each in path.read_text(encoding="utf-8").split("\n\n")
+        ]
+        first = next(
+            (each for each in paragraphs if not each.startswith(("|", "#", "!"))),
+            "",
+        )
         lines.append(
             f"**[{title.removeprefix('# ')}]({path.name})**  \n{rewrite_links(first, f'benchmarks/{path.name}')}\n"
         )
@@ -108,12 +142,18 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             text += f"\n[The script](../source/benchmarks/{script.name}.md)\n"
         pages[origin] = text
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        pages[f"source/benchmarks/{script.name}.md"] = write_source_page(f"benchmarks/{script.name}")
+        pages[f"source/benchmarks/{script.name}.md"] = write_source_page(
+            f"benchmarks/{script.name}"
+        )
     for name, place in PROJECT.items():
         if (ROOT / name).exists():
-            pages[place] = rewrite_links((ROOT / name).read_text(encoding="utf-8"), name)
+            pages[place] = rewrite_links(
+                (ROOT / name).read_text(encoding="utf-8"), name
+            )
     written = [*sorted((ROOT / "docs").rglob("*.md")), *list_benchmarks()]
-    for path in list_linked([*written, *(ROOT / name for name in PROJECT if (ROOT / name).exists())]):
+    for path in list_linked(
+        [*written, *(ROOT / name for name in PROJECT if (ROOT / name).exists())]
+    ):
         if path not in PROJECT and path != "README.md":
             pages.setdefault(place_of(path), write_source_page(path))
     for place, text in pages.items():
@@ -121,18 +161,31 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite the links of pages that are files under docs/."""
+def on_page_markdown(
+    markdown: str, *, page: Page, config: MkDocsConfig, files: Files
+) -> str:
+    """Rewrite the links of pages that are files under docs/, and set their weight in the search."""
+    folder = page.file.src_uri.rpartition("/")[0]
+    page.meta.setdefault("search", {"boost": SEARCH_BOOSTS.get(folder, 1.0)})
     generated = page.file.generated_by is not None
-    return markdown if generated else rewrite_links(markdown, f"docs/{page.file.src_uri}")
+    return (
+        markdown
+        if generated
+        else rewrite_links(markdown, f"docs/{page.file.src_uri}")
+    )
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Complete the sections of the navigation that list a folder: decisions and benchmarks."""
-    decisions = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8"))
+    decisions = re.findall(
+        r"\]\(([\w-]+\.md)\)",
+        (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8"),
+    )
     sections = {
         "decisions/README.md": [f"decisions/{name}" for name in decisions],
-        "benchmarks/README.md": [f"benchmarks/{path.name}" for path in list_benchmarks()],
+        "benchmarks/README.md": [
+            f"benchmarks/{path.name}" for path in list_benchmarks()
+        ],
     }
     config.nav = _complete(config.nav, sections)
     return config

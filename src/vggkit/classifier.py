@@ -130,8 +130,8 @@ class Classifier(Model):
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` (on a CPU, with measured activation ranges), or `auto`: bf16 where
                 the device supports it natively.
-            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and on MPS, else the fastest one that
-                is installed.
+            engine: `pytorch`, `openvino`, `onnx`, `ncnn`, or `auto`: PyTorch on CUDA and on MPS, else the
+                fastest one that is installed.
             reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
                 faster, reads some that are too large otherwise, and changes pixels slightly.
             views: The views of each image whose probabilities are averaged. `one`: the image. `mirror`: also its
@@ -191,8 +191,8 @@ class Classifier(Model):
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` (on a CPU, with measured activation ranges), or `auto`: bf16 where
                 the device supports it natively.
-            engine: `pytorch`, `openvino`, `onnx`, or `auto`: PyTorch on CUDA and MPS, else the fastest one that
-                is installed.
+            engine: `pytorch`, `openvino`, `onnx`, `ncnn`, or `auto`: PyTorch on CUDA and MPS, else the fastest
+                one that is installed.
             reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
                 faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
@@ -242,8 +242,8 @@ class Classifier(Model):
             batch_size: Number of images that pass through the network together.
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` or `auto`, where an engine explains; by gradients it is fp32.
-            engine: `pytorch`, `openvino`, `onnx` or `auto`. Any of them computes grad-cam at the default layer or
-                behind the last pool, in closed form; all else is computed by PyTorch.
+            engine: `pytorch`, `openvino`, `onnx`, `ncnn` or `auto`. Any of them computes grad-cam at the default
+                layer or behind the last pool, in closed form; all else is computed by PyTorch.
             reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
                 faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and, where it is known, the number of all.
@@ -308,7 +308,7 @@ class Classifier(Model):
             batch_size: Number of images that pass through the network together.
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` or `auto`; other precisions than fp32 are noted beside the metrics.
-            engine: `pytorch`, `openvino`, `onnx` or `auto`.
+            engine: `pytorch`, `openvino`, `onnx`, `ncnn` or `auto`.
             reduced_decoding: Decode large JPEGs at a smaller scale, even where the preprocessing does not: it is
                 faster, reads some that are too large otherwise, and changes pixels slightly.
             on_progress: Called with the number of images done and the number of all.
@@ -362,7 +362,7 @@ class Classifier(Model):
             batch_size: Number of images that pass through the network together.
             device: `auto`, `cpu`, `cuda` or `mps`.
             precision: `fp32`, `bf16`, `int8` or `auto`.
-            engine: `pytorch`, `openvino`, `onnx` or `auto`.
+            engine: `pytorch`, `openvino`, `onnx`, `ncnn` or `auto`.
 
         Raises BadInput where the classes or the images differ, and what `evaluate` does.
         """

@@ -53,6 +53,11 @@ def has_accelerator() -> bool:
         return False
 
 
+def has_x86() -> bool:
+    """Whether the processor is Intel's, AMD's or another one with 64-bit x86 instructions."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def computes_bf16(device: "torch.device | str") -> bool:
     """Whether the device multiplies bfloat16 natively, several times as fast as float32.
 

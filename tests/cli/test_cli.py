@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
 from vggkit.cli.spelling import list_options, spell_options
 from vggkit.cli.train import train
+from vggkit.engines.select import resolve_choice
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
 from vggkit.training.presets import PRESETS
@@ -512,10 +514,11 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
 
     told = ask("predict", model, image, "--device", "cpu")
     assert told.stdout.startswith(f"{image}: ")
-    kind = "bfloat16, which" if computes_bf16("cpu") else "float32, because"
-    assert f"computed by OpenVINO in {kind}" in told.stderr
+    exact = {"openvino": "OpenVINO", "ncnn": "ncnn"}[resolve_choice("cpu", precision="fp32")[1]]
+    kind = "OpenVINO in bfloat16, which" if computes_bf16("cpu") else f"{exact} in float32, because"
+    assert f"computed by {kind}" in told.stderr
     told = ask("predict", model, image, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
-    assert "computed by OpenVINO in float32, because this processor has no fast bfloat16" in told.stderr
+    assert f"computed by {exact} in float32, because this processor has no fast bfloat16" in told.stderr
     ask("predict", model, photos / "val", "--device", "cpu", "--out", tmp_path / "answers.csv")
     ask("embed", model, photos / "val", "--device", "cpu", "--out", tmp_path / "vectors.npy")
     assert "100.png" in ask("search", tmp_path / "vectors.npy", image, "--device", "cpu").stdout
@@ -527,7 +530,8 @@ def test_every_engine_says_the_same(model, photos, tmp_path, capsys):
             *("predict", model, photos / "val", "--json", "--engine", engine, "--precision", "fp32", "--quiet"),
             capsys=capsys,
         )[1]
-        for engine in ("pytorch", "openvino", "onnx")
+        for engine in ("pytorch", "openvino", "onnx", "ncnn")
+        if engine != "ncnn" or importlib.util.find_spec("ncnn")
     ]
     found = [[json.loads(line) for line in text.splitlines()] for text in told]
     assert len(found[0]) == 15

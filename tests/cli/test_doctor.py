@@ -34,6 +34,7 @@ def test_every_engine_is_really_tried(checkup):
         ("pytorch", "fp32"),
         ("pytorch", "bf16"),
         ("onnx", "fp32"),
+        ("ncnn", "fp32"),
         ("openvino", "fp32"),
         ("openvino", "bf16"),
         ("openvino", "int8"),
@@ -118,4 +119,4 @@ def test_the_command_tries_everything():
     )
     found = json.loads(done.stdout)
     assert done.returncode == (1 if found["problems"] else 0), done.stderr
-    assert {each["engine"] for each in found["engines"]} == {"pytorch", "openvino", "onnx"}
+    assert {each["engine"] for each in found["engines"]} == {"pytorch", "openvino", "onnx", "ncnn"}

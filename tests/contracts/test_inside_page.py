@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import vggkit as vk
+from page_blocks import join_lines
 from vggkit.cli import main as cli
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "inside.md").read_text(encoding="utf-8")
+PAGE = join_lines((Path(__file__).resolve().parents[2] / "docs" / "inside.md").read_text(encoding="utf-8"))
 INSTEAD = {
     "--until relu3_2 --epochs 3": "--until pool2 --epochs 1 --image-size 32",
     "filters vgg19": "filters runs/digits",
@@ -30,13 +31,18 @@ INSTEAD = {
 """What is written there, and what runs: the published weights need a network, and minutes."""
 
 
+def write_random_weights(path: Path) -> None:
+    """In place of the published weights of VGG16's first three blocks."""
+    torch.save(vk.VGG("vgg16", until="relu3_3", head="pool", num_classes=1).state_dict(), path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_blocks_run_in_order(tmp_path, monkeypatch):
     """In this process, which has imported torch already."""
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    torch.save(vk.VGG("vgg16", until="relu3_3", head="pool", num_classes=1).state_dict(), "random.pth")
+    write_random_weights(tmp_path / "random.pth")
     assert all(written in PAGE for written in INSTEAD)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.M | re.S)
     assert {kind for kind, _ in blocks} == {"bash", "python", "text"}

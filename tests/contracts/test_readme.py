@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import fill_folder
+from page_blocks import join_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +24,8 @@ PAGES = "\n".join((ROOT / "docs" / f"guide-{name}.md").read_text(encoding="utf-8
 
 
 def find_blocks(text: str) -> list[tuple[str, str]]:
-    return re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.M | re.S)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.M | re.S)
+    return [(kind, join_lines(block)) for kind, block in blocks]
 
 
 def find_port() -> int:
@@ -78,7 +80,8 @@ def test_the_blocks_run_in_order(page, least, tmp_path, processes):
     fill_folder(tmp_path / "photos" / "train", ("ants", "bees"), 6)
     fill_folder(tmp_path / "photos" / "val", ("ants", "bees"), 3, start=50)
     shutil.copy(tmp_path / "photos" / "val" / "ants" / "050.png", tmp_path / "photo.jpg")
-    assert all(wanted in README + PAGES for wanted in INSTEAD)
+    everything = join_lines(README + PAGES)
+    assert all(wanted in everything for wanted in INSTEAD)
     blocks = find_blocks(page)
     ran = 0
     waiting, serving = [], []

@@ -1,12 +1,13 @@
 """docs/explore.html in a real browser: its numbers are those of `summarize`, its code that of `write_listing`."""
 
+import base64
 import importlib.util
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vggkit as vk
 from page_blocks import DOCS
@@ -37,7 +38,7 @@ def page(browser):
 def test_the_page_is_made_of_its_parts(build):
     """With the networks as they are now: `python docs/explorer/build.py` writes it again."""
     assert PAGE.read_text(encoding="utf-8") == build.assemble()
-    assert PAGE.stat().st_size < 300_000
+    assert PAGE.stat().st_size < 500_000
 
 
 SIDES = ((32, 32), (33, 70), (96, 64), (100, 100), (224, 224), (448, 320))
@@ -141,24 +142,59 @@ def test_what_is_shown_follows_the_controls(page):
     assert f"{vk.summarize('vgg16_c').totals.parameters:,}" in page.inner_text("#totals")
 
 
-def test_the_small_network_computes_what_pytorch_does(page, build):
-    stored = json.loads((DOCS / "explorer" / "small-network.json").read_text(encoding="utf-8"))
-    net = build.restore(stored)
-    digits = list(vk.open_dataset("digits").split("test")) if pytest.importorskip("sklearn") else []
-    pixels = build.prepare_digits(digits)
+RUN = """([grey, side]) => {
+  const found = runNetwork(small, grey, side, side);
+  return [found.probabilities, Object.fromEntries(found.maps.map(m => [m.name, Array.from(m.values)]))];
+}"""
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    return list(vk.open_dataset("digits").split("test"))
+
+
+def test_the_small_network_computes_what_the_bundled_classifier_does(page, digits):
+    """But for the bytes that its weights are rounded to."""
+    classifier = vk.load("digits")
+    pixels = torch.from_numpy(np.stack([classifier.preprocessing(image.pixels) for image in digits]))
+    grey = (pixels * classifier.preprocessing.std[0] + classifier.preprocessing.mean[0]).flatten(1).tolist()
+    side = pixels.shape[-1]
     with torch.inference_mode():
-        logits = net((pixels - stored["mean"]) / stored["std"])
-        maps = vk.Features(net, ["relu1_1", "pool2", "relu3_2"])((pixels[:1] - stored["mean"]) / stored["std"])
-    correct = int((logits.argmax(1) == torch.tensor([int(image.label) for image in digits])).sum())
-    assert f"{correct} of {len(digits)} test digits" in stored["text"]
-    result = page.evaluate(
-        "([grey, side]) => {const found = runNetwork(small, grey, side, side);"
-        " return [found.probabilities, Object.fromEntries(found.maps.map(m => [m.name, Array.from(m.values)]))]}",
-        [pixels[0].flatten().tolist(), build.SIDE],
+        expected = (classifier.network.eval()(pixels) / classifier.card.temperature).softmax(1)
+        maps = vk.Features(classifier.network, ["relu1_1", "pool2", "relu3_2"])(pixels[:1])
+    probabilities, found = page.evaluate(RUN, [grey[0], side])
+    np.testing.assert_allclose(probabilities, expected[0], atol=0.02)
+    for name, values in maps.items():
+        np.testing.assert_allclose(found[name], values.flatten(), atol=0.02 * float(values.max()))
+    labels = page.evaluate(
+        "([digits, side]) => digits.map(grey => {const p = runNetwork(small, grey, side, side).probabilities;"
+        " return p.indexOf(Math.max(...p))})",
+        [grey[::30], side],
     )
-    np.testing.assert_allclose(result[0], logits[0].softmax(0), atol=1e-5)
-    for name, expected in maps.items():
-        np.testing.assert_allclose(result[1][name], expected.flatten(), atol=1e-4)
+    assert labels == expected[::30].argmax(1).tolist()
+    correct = int((expected.argmax(1) == torch.tensor([int(image.label) for image in digits])).sum())
+    text = page.inner_text("#try")
+    assert f"{correct} of {len(digits)} test digits" in text
+    assert f"{sum(p.numel() for p in classifier.network.parameters()):,} parameters" in text
+
+
+def test_a_drawn_digit_is_recognised(page):
+    for label, shades in page.evaluate("() => small.examples")[::3]:
+        page.evaluate("example => {small.examples.splice(0, small.examples.length, example)}", [label, shades])
+        page.click("#example")
+        probabilities = page.evaluate("() => JSON.parse($('probabilities').dataset.probabilities)")
+        assert max(probabilities) == probabilities[int(label)]
+    pad = page.locator("#pad")
+    pad.scroll_into_view_if_needed()
+    page.click("#clear")
+    box = pad.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.8 * box["height"], steps=4)
+    page.mouse.up()
+    page.wait_for_function("() => !waiting")
+    assert page.evaluate("() => JSON.parse($('probabilities').dataset.probabilities)[1]") > 0.5
 
 
 def test_a_value_is_the_sum_of_what_is_shown(page):
@@ -179,18 +215,45 @@ def test_a_value_is_the_sum_of_what_is_shown(page):
             assert each["value"] == pytest.approx(max(0, total), abs=1e-4)
 
 
-def test_a_photo_shows_its_maps_and_goes_nowhere(page, tmp_path):
-    from PIL import Image
+DROP = """async ([name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const moved = new DataTransfer();
+  moved.items.add(new File([bytes], name, { type: "image/png" }));
+  const drop = new DragEvent("drop", { dataTransfer: moved, bubbles: true, cancelable: true });
+  document.querySelector("#pad").dispatchEvent(drop);
+}"""
 
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(
-        tmp_path / "a.png"
-    )
-    page.set_input_files("#photo", tmp_path / "a.png")
-    page.wait_for_selector("#maps-note:has-text('the photo in grey')")
+
+def test_the_maps_follow_a_photo_that_is_dropped_or_chosen(page, tmp_path):
+    classifier = vk.load("digits")
+    preprocessing = classifier.preprocessing
+    draws = np.random.default_rng(0)
     page.click("#map-layers >> text=relu3_2")
-    assert page.locator("#maps canvas").count() == 32
-    (tmp_path / "b.png").write_bytes(b"no image")
-    page.set_input_files("#photo", tmp_path / "b.png")
+    seen = []
+    for name in ("a", "b"):
+        photo = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((288, 288))
+        photo.save(tmp_path / f"{name}.png")
+        if name == "a":
+            data = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+            page.evaluate(DROP, ["a.png", data])
+        else:
+            page.set_input_files("#photo", tmp_path / "b.png")
+        first = photo.getpixel((0, 0))[0]
+        page.wait_for_function(
+            "first => looking.photo && pen.getImageData(0, 0, 1, 1).data[0] === first", arg=first
+        )
+        assert "the photo in grey" in page.inner_text("#maps-note")
+        assert page.locator("#maps canvas").count() == 128
+        shrunk = np.asarray(photo, np.float32).reshape(96, 3, 96, 3, 3).mean((1, 3)) @ (0.299, 0.587, 0.114) / 255
+        prepared = torch.tensor((shrunk - preprocessing.mean[0]) / preprocessing.std[0], dtype=torch.float32)
+        with torch.inference_mode():
+            [expected] = vk.Features(classifier.network.eval(), ["relu3_2"])(prepared[None, None]).values()
+        found = page.evaluate("() => Array.from(looking.maps.find(m => m.name === 'relu3_2').values)")
+        np.testing.assert_allclose(found, expected.flatten(), atol=0.03 * float(expected.max()))
+        seen.append(found)
+    assert seen[0] != seen[1]
+    (tmp_path / "c.png").write_bytes(b"no image")
+    page.set_input_files("#photo", tmp_path / "c.png")
     page.wait_for_selector("#maps-note:has-text('cannot read')")
     page.click("#clear")
     assert "the digit at" in page.inner_text("#maps-note")

@@ -1,15 +1,23 @@
 """The code blocks of the tutorials and of the lesson run in order, and print what the pages say."""
 
+import os
+import sys
+from contextlib import nullcontext
+
 import pytest
 from PIL import Image
 
+from local_hosts import start_store
 from page_blocks import DOCS, PageRun, is_near, matches, read_blocks
 
 HEAD = "vggkit train photos --weights imagenet --model vgg16 --trainable head --out runs/head"
 WITHOUT_WEB = {"vggkit export runs/bees site/ --to web --precision int8": ""}  # tests/exporting/test_site.py
-SMALL = "--blocks 8/16 --image-size 32 --epochs 1 --batch-size 8 --quiet --out runs/vgg11-1"
+TINY = "--blocks 8/16 --image-size 32 --epochs 1 --batch-size 8 --quiet"
+SMALL = f"{TINY} --out runs/vgg11-1"
 INSTEAD = {
     "README.md": {
+        HEAD: "",
+        "predict runs/head": "predict runs/photos",
         "vggkit demo --out runs/demo": "",  # tests/workflows/test_demo.py
         "check photos --image-size 64": "check photos --image-size 32",
         "photos --model vgg11_bn --image-size 64 --epochs 15": (
@@ -37,12 +45,32 @@ INSTEAD = {
     },
     "shell.md": {"~/.local": "home", "vggkit --tyro": "python -m vggkit --tyro"},
     "serving.md": {
-        "serve runs/bees  #": "serve runs/bees --port 8791  #",
+        "or hf://owner/name\nvggkit serve runs/bees": "or hf://owner/name\nvggkit serve runs/bees --port 8791",
         "127.0.0.1:8000/": "127.0.0.1:8791/",
         "serve cats=runs/cats dogs=runs/dogs": "serve cats=runs/bees dogs=runs/bees --port 8792",
         "serve runs/bees --host 0.0.0.0 --token-file token": "serve runs/bees --port 8793 --token-file token",
         "http://server:8000": "http://127.0.0.1:8793",
         "from ray import serve": "from ray_stand_in import serve",
+    },
+    "tutorials/several-machines.md": {
+        "--nnodes 2 --nproc-per-node 4": "--nnodes 1 --nproc-per-node 2",
+        "first:29500": "127.0.0.1:29519",
+        "train photos --out runs/photos": f"train digits {TINY} --device cpu --out runs/photos",
+    },
+    "scaling.md": {
+        "--nproc-per-node 8": "--nproc-per-node 2",
+        "--nnodes 4 --node-rank 0": "--nnodes 1 --node-rank 0",
+        "--master-addr 10.0.0.1 --master-port 29500": "--master-addr 127.0.0.1 --master-port 29517",
+        "--model vgg16_bn --out runs/bees": f"{TINY} --device cpu",
+    },
+    "large-data.md": {
+        "--model vgg11_bn": TINY,
+        "torchrun --nproc-per-node 4": "torchrun --nproc-per-node 2",
+        "--out runs/four": f"{TINY} --device cpu --out runs/four",
+        "bucket/train-{000..099}.tar": "bucket/photos/train-{00000..00000}.tar",
+        "train photos.json": f"train photos.json {TINY}",
+        "predict vgg16": "predict runs/bees",
+        " --on ray": "",  # tests/inference/test_on_ray.py
     },
     "how-to/windows-macos.md": {'if __name__ == "__main__":': "if True:"},
 }
@@ -71,9 +99,19 @@ PAGES = (
     "serving.md",
     "guide-search.md",
     "large-data.md",
+    "scaling.md",
 )
-ABOUT_BEES = ("compression.md", "explanations.md", "export.md", "serving.md", "guide-search.md")
+ABOUT_BEES = (
+    "compression.md",
+    "explanations.md",
+    "export.md",
+    "serving.md",
+    "guide-search.md",
+    "large-data.md",
+    "scaling.md",
+)
 """Pages about a run `runs/bees` and `photos`, which are made before."""
+GUIDES = ("evaluation", "images", "inference", "training", "weights")
 QUICK = ("how-to/gpu.md", "how-to/offline.md", "how-to/windows-macos.md", "shell.md")
 
 
@@ -84,6 +122,7 @@ QUICK = ("how-to/gpu.md", "how-to/offline.md", "how-to/windows-macos.md", "shell
 def test_the_blocks_run_in_order(page, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.setenv("VGGKIT_OFFLINE", "1")
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")  # noqa: PTH120
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     if page == "README.md":
@@ -92,7 +131,8 @@ def test_the_blocks_run_in_order(page, tmp_path, monkeypatch):
         make_tables(tmp_path)
     if page in ABOUT_BEES:
         make_bees(tmp_path)
-    PageRun(page, INSTEAD.get(page, {})).run()
+    with start_store(monkeypatch, "bucket") if page == "large-data.md" else nullcontext():
+        PageRun(page, INSTEAD.get(page, {})).run()
 
 
 def make_photos(folder):
@@ -147,24 +187,45 @@ serve.deployment = staticmethod(lambda **options: lambda kind: type(kind.__name_
 """
 
 
+ELSEWHERE = {
+    **{f"guide-{name}.md": "contracts/test_readme.py" for name in GUIDES},
+    "inside.md": "contracts/test_inside_page.py",
+    "interoperability.md": "test_interoperability.py",
+    "migration.md": "test_migration.py",
+    "perceptual-losses.md": "features/test_docs_page.py",
+    "three-ways.md": "test_three_ways.py",
+}
+"""Pages that other tests run."""
+
+
 def test_every_page_with_code_is_run():
     """By this file or by another; a page that is added must be named in one of them."""
-    elsewhere = {
-        "guide-evaluation.md",
-        "guide-images.md",
-        "guide-inference.md",
-        "guide-training.md",
-        "guide-weights.md",
-        "inside.md",
-        "interoperability.md",
-        "migration.md",
-        "perceptual-losses.md",
-        "three-ways.md",
-    }
     for path in sorted(DOCS.rglob("*.md")):
         page = path.relative_to(DOCS).as_posix()
         kinds = {kind for kind, _ in read_blocks(page)}
-        assert kinds <= {"shown"} or page in elsewhere or page in PAGES, page
+        assert kinds <= {"shown"} or (page in PAGES) != (page in ELSEWHERE), page
+    for page, test in ELSEWHERE.items():
+        text = (DOCS.parent / "tests" / test).read_text(encoding="utf-8")
+        assert page in text or page.removeprefix("guide-").removesuffix(".md") in text, page
+
+
+def test_what_does_not_run_is_no_code():
+    """Blocks of text that nothing prints show files and tables; code and commands have a language that runs."""
+    pages = [*sorted(DOCS.rglob("*.md")), *(DOCS.parent / name for name in ("CONTRIBUTING.md", "SECURITY.md"))]
+    for path in pages:
+        for kind, text in read_blocks(os.path.relpath(path, DOCS)):
+            assert kind in ("python", "bash", "text", "measured", "json", "shown"), path
+            first = text.split()[0]
+            assert kind != "shown" or first not in ("vggkit", "torchrun", "python", "pip", "import", "from"), path
+
+
+def test_code_fits_the_column():
+    """87 characters at 1280 pixels; longer lines would have to be scrolled."""
+    for path in sorted(DOCS.rglob("*.md")):
+        inside = False
+        for line in path.read_text(encoding="utf-8").splitlines():
+            inside = not inside if line.lstrip().startswith("```") else inside
+            assert not inside or len(line) <= 87, (path, line)
 
 
 def test_a_text_block_is_compared():

@@ -82,11 +82,21 @@ def build_onnx(*arguments, **options):
     return ONNXEngine(*arguments, **options)
 
 
+def build_ncnn(*arguments, **options):
+    pytest.importorskip("ncnn")
+    from vggkit.engines.ncnn import NCNNEngine
+
+    return NCNNEngine(*arguments, **options)
+
+
 def build_pytorch(network, **options):
     return PyTorchEngine(network, CPU, **options)
 
 
-OTHERS = pytest.mark.parametrize("make", [build_openvino, build_onnx], ids=["openvino", "onnx"])
+OTHERS = pytest.mark.parametrize("make", [build_openvino, build_onnx, build_ncnn], ids=["openvino", "onnx", "ncnn"])
+ALL = pytest.mark.parametrize(
+    "make", [build_pytorch, build_openvino, build_onnx, build_ncnn], ids=["pytorch", "openvino", "onnx", "ncnn"]
+)
 
 
 def measure_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -97,7 +107,7 @@ def measure_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / expected.std())
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @OTHERS
 @pytest.mark.parametrize("kind", KINDS)
 def test_engines_give_what_the_network_gives(kind, make):
@@ -183,7 +193,8 @@ def test_an_engine_that_is_let_go_is_freed(make):
     network = build(POOL)
     engine = make(network)
     engine.run(draw(POOL, 32, 32))
-    inside = next(iter((engine._models if make is build_openvino else engine._sessions).values()))
+    kept = {build_openvino: "_models", build_onnx: "_sessions", build_ncnn: "_nets"}[make]
+    inside = next(iter(getattr(engine, kept).values()))
     watched = weakref.ref(inside)
     del engine, inside
     gc.collect()
@@ -208,8 +219,8 @@ def hook_modules(network: VGG, images: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.sweep(4)
-@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@pytest.mark.sweep(5)
+@ALL
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "dense" not in kind])
 def test_every_layer_can_be_asked_for(kind, make):
     network = build(KINDS[kind])
@@ -227,7 +238,7 @@ def test_every_layer_can_be_asked_for(kind, make):
         assert measure_error(alone.run(images), expected[name]) < 1e-4, name
 
 
-@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@ALL
 @pytest.mark.parametrize("kind", ["dense", "dense, ranks", "dense, no hidden layer"])
 def test_layers_of_a_sliding_head_are_maps(kind, make):
     """Each place of a map is what the paper's head gives of the window there."""
@@ -251,7 +262,7 @@ def test_layers_of_a_sliding_head_are_maps(kind, make):
     assert measure_error(found["logits"], found[last].mean((2, 3))) < 1e-5
 
 
-@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@ALL
 class TestRefusing:
     def test_a_name_that_the_network_has_not(self, make):
         with pytest.raises(UnknownName, match=r"relu3_2.*Known: logits, probabilities"):
@@ -314,7 +325,7 @@ def test_the_papers_network_with_its_head(make):
     assert measure_error(make(network).run(images), expected) < 1e-4
 
 
-@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx], ids=["pytorch", "openvino", "onnx"])
+@ALL
 @pytest.mark.parametrize("kind", ["plain", "pool", "dense"])
 def test_probabilities_are_the_softmax_of_the_logits(kind, make):
     network, images = build(KINDS[kind]), draw(KINDS[kind], 64, 64)

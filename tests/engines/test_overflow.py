@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_engines import KINDS, build, build_onnx, build_openvino, build_pytorch, draw
+from test_engines import KINDS, build, build_ncnn, build_onnx, build_openvino, build_pytorch, draw
 from torch import nn
 
 from vggkit.engines.activation_ranges import measure_ranges
@@ -22,6 +22,7 @@ MAKES = {
     "openvino": build_openvino,
     "openvino bf16": lambda network: build_openvino(network, precision="bf16"),
     "onnx": build_onnx,
+    "ncnn": build_ncnn,
 }
 
 
@@ -63,7 +64,7 @@ def test_large_values_that_float32_holds_are_an_answer():
                 module.bias.zero_()
     expected = build_pytorch(network).run(images)
     assert np.isfinite(expected).all()
-    for make in (build_openvino, build_onnx):
+    for make in (build_openvino, build_onnx, build_ncnn):
         assert np.abs(make(network).run(images) - expected).max() < 1e-4 * expected.std()
 
 

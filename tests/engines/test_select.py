@@ -7,6 +7,7 @@ import torch
 
 from conftest import WITHOUT_FEATURES
 from vggkit.classifier import Classifier
+from vggkit.engines import info
 from vggkit.engines import select as choosing
 from vggkit.engines.info import EngineInfo, explain_choice
 from vggkit.engines.model_weights import ModelFile
@@ -35,11 +36,28 @@ def explain(engine, *, precision="auto", engine_requested="auto"):
 
 
 class TestOnProcessors:
-    def test_openvino_computes_where_it_is_installed(self, network):
+    def test_ncnn_computes_float32_on_x86_where_it_is_installed(self, network, monkeypatch):
+        pytest.importorskip("ncnn")
+        monkeypatch.setattr(choosing, "has_x86", lambda: True)
+        engine = choose_engine(network, CPU, precision="fp32")
+        assert type(engine).__name__ == "NCNNEngine"
+        assert explain(engine, precision="fp32") == "ncnn in float32; it is the fastest in float32 on x86"
+        assert explain(engine, precision="fp32", engine_requested="ncnn") == "ncnn in float32"
+        assert engine.info.version == sys.modules["ncnn"].__version__
+        monkeypatch.setattr(choosing, "has_x86", lambda: False)
+        assert resolve_choice(CPU, precision="fp32")[1] != "ncnn"
+
+    @pytest.mark.parametrize("x86", [True, False])
+    def test_then_openvino(self, network, monkeypatch, x86):
         pytest.importorskip("openvino")
+        install(monkeypatch, "openvino", "onnx", "onnxruntime")
+        for place in (choosing, info):
+            monkeypatch.setattr(place, "has_x86", lambda: x86)
         engine = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "OpenVINOEngine"
-        assert explain(engine, precision="fp32") == "OpenVINO in float32"
+        faster = '; pip install "vggkit[ncnn]" makes it faster' if x86 else ""
+        assert explain(engine, precision="fp32") == f"OpenVINO in float32{faster}"
+        assert explain(engine, precision="fp32", engine_requested="openvino") == "OpenVINO in float32"
         version = sys.modules["openvino"].__version__
         assert engine.info == EngineInfo(name="openvino", precision="fp32", device="cpu", version=version)
 
@@ -63,7 +81,7 @@ class TestOnProcessors:
         engine = choose_engine(network, CPU, precision="bf16")
         assert isinstance(engine, PyTorchEngine)
 
-    @pytest.mark.parametrize("name", ["pytorch", "openvino", "onnx"])
+    @pytest.mark.parametrize("name", ["pytorch", "openvino", "onnx", "ncnn"])
     @pytest.mark.parametrize("device", ["cpu", CPU])
     def test_the_one_that_was_named(self, network, name, device):
         pytest.importorskip({"pytorch": "torch", "onnx": "onnxruntime"}.get(name, name))
@@ -81,8 +99,9 @@ class TestOnProcessors:
 
 class TestPrecision:
     @pytest.mark.parametrize("name", ["pytorch", "openvino", "auto"])
-    def test_bfloat16_is_taken_where_it_is_fast(self, network, able, name):
+    def test_bfloat16_is_taken_where_it_is_fast(self, network, able, name, monkeypatch):
         pytest.importorskip("openvino")
+        install(monkeypatch, "openvino")
         said = "PyTorch" if name == "pytorch" else "OpenVINO"
         reason = "bfloat16, which this processor multiplies natively"
         if not able:
@@ -106,11 +125,12 @@ class TestPrecision:
         assert (engine.dtype, engine.info.precision) == (torch.bfloat16, "bf16")
         assert explain(engine, precision="bf16", engine_requested="pytorch") == "PyTorch in bfloat16"
 
-    def test_onnx_runtime_computes_in_float32(self, network, able):
-        pytest.importorskip("onnxruntime")
-        assert choose_engine(network, CPU, engine="onnx").info.describe() == "ONNX Runtime in float32"
-        with pytest.raises(BadConfiguration, match="precision fp32"):
-            choose_engine(network, CPU, precision="bf16", engine="onnx")
+    @pytest.mark.parametrize(("name", "title"), [("onnx", "ONNX Runtime"), ("ncnn", "ncnn")])
+    def test_some_compute_in_float32_alone(self, network, able, name, title):
+        pytest.importorskip({"onnx": "onnxruntime"}.get(name, name))
+        assert choose_engine(network, CPU, engine=name).info.describe() == f"{title} in float32"
+        with pytest.raises(BadConfiguration, match=rf"{title} computes in float32.*precision fp32"):
+            choose_engine(network, CPU, precision="bf16", engine=name)
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere torch is what is asked")
     def test_a_processor_is_known_without_torch_as_torch_knows_it(self, monkeypatch):
@@ -151,6 +171,7 @@ class TestDevices:
     def test_auto_is_the_processor_where_there_is_no_other(self, network, monkeypatch):
         monkeypatch.setattr(choosing, "has_accelerator", lambda: False)
         pytest.importorskip("openvino")
+        install(monkeypatch, "openvino")
         assert choose_engine(network, precision="fp32").info.describe() == "OpenVINO in float32"
 
     def test_torch_has_the_last_word_on_an_accelerator(self, network, monkeypatch):
@@ -167,7 +188,7 @@ class TestDevices:
         with pytest.raises(BadInput, match="gpu"):
             choose_engine(network, "gpu")
 
-    @pytest.mark.parametrize("name", ["openvino", "onnx"])
+    @pytest.mark.parametrize("name", ["openvino", "onnx", "ncnn"])
     def test_engines_of_the_processor_take_no_gpu(self, network, name):
         with pytest.raises(BadConfiguration, match=r"device is cuda.*device cpu"):
             choose_engine(network, "cuda", engine=name)
@@ -180,7 +201,12 @@ class TestRefusing:
 
     @pytest.mark.parametrize(
         ("name", "missing", "extra"),
-        [("openvino", "openvino", "fast"), ("onnx", "onnx", "onnx"), ("onnx", "onnxruntime", "onnx")],
+        [
+            ("openvino", "openvino", "fast"),
+            ("onnx", "onnx", "onnx"),
+            ("onnx", "onnxruntime", "onnx"),
+            ("ncnn", "ncnn", "ncnn"),
+        ],
     )
     def test_an_engine_that_is_not_installed(self, network, monkeypatch, name, missing, extra):
         monkeypatch.setitem(sys.modules, missing, None)
@@ -215,7 +241,7 @@ class TestBytes:
         with pytest.raises(BadConfiguration, match="not of this network: pool1"):
             choose_engine(network, CPU, precision="int8", activation_ranges=self.RANGES)
 
-    @pytest.mark.parametrize("name", ["pytorch", "onnx"])
+    @pytest.mark.parametrize("name", ["pytorch", "onnx", "ncnn"])
     def test_no_other_does(self, network, able, name):
         with pytest.raises(BadConfiguration, match="take"):
             choose_engine(network, CPU, precision="int8", activation_ranges=self.RANGES, engine=name)

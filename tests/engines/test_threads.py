@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from test_engines import CPU, KINDS, build, build_onnx, build_openvino, build_pytorch, draw
+from test_engines import CPU, KINDS, build, build_ncnn, build_onnx, build_openvino, build_pytorch, draw
 from torch import nn
 
 from conftest import draw_class
@@ -26,7 +26,7 @@ from vggkit.inference.predict import predict
 
 NORMED = KINDS["batch norm"]
 LABELS = ("across", "down", "other", "red", "striped")
-NEEDED = {"pytorch": (), "openvino": ("openvino",), "onnx": ("onnx", "onnxruntime")}
+NEEDED = {"pytorch": (), "openvino": ("openvino",), "onnx": ("onnx", "onnxruntime"), "ncnn": ("ncnn",)}
 
 
 @pytest.fixture(params=list(NEEDED))
@@ -94,7 +94,7 @@ def test_embedding_and_evaluating_in_threads_is_one_by_one(classifier, images, e
     assert take_stock(classifier.network) == before
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 def test_threads_share_an_engine(engine):
     network, batch = build(NORMED).train(), np.concatenate([draw(NORMED, 40, 40)] * 4)
     before = take_stock(network)
@@ -109,7 +109,7 @@ def test_threads_share_an_engine(engine):
     assert take_stock(network) == before
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_threads_share_an_engine_that_rounds(precision):
     network, batch = build(NORMED), draw(NORMED, 32, 32)
@@ -127,7 +127,7 @@ def test_threads_share_an_engine_that_rounds(precision):
         assert all(np.array_equal(each, expected) for each in found)
 
 
-@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx])
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx, build_ncnn])
 def test_a_network_is_trained_between_two_engines(make):
     network, batch = build(NORMED), draw(NORMED, 32, 32)
     make(network).run(batch)
@@ -139,7 +139,7 @@ def test_a_network_is_trained_between_two_engines(make):
         assert np.allclose(found, network.eval()(torch.from_numpy(batch)).numpy(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx])
+@pytest.mark.parametrize("make", [build_pytorch, build_openvino, build_onnx, build_ncnn])
 @pytest.mark.parametrize("held", [torch.float16, torch.bfloat16, torch.float64])
 def test_float32_is_computed_whatever_the_network_holds(make, held):
     network, batch = build(NORMED), draw(NORMED, 32, 32)
@@ -155,7 +155,7 @@ def test_float32_is_computed_whatever_the_network_holds(make, held):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
-    ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pytorch", "onnx"))],
+    ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pytorch", "onnx", "ncnn"))],
     indirect=True,
 )
 def test_asking_again_and_again_leaves_nothing(classifier, images, engine):

@@ -8,6 +8,7 @@ import torch
 
 from conftest import draw_class
 from vggkit.classifier import Classifier
+from vggkit.engines.select import resolve_choice
 from vggkit.errors import BadConfiguration, BadInput, UnknownName
 from vggkit.evaluation.measure import evaluate
 from vggkit.evaluation.protocols import Look, evaluate_views, plan_protocol, prepare_engines, prepare_view
@@ -199,7 +200,8 @@ def test_whole_images_stay_with_pytorch_unless_an_engine_was_named(papers, able)
         engines = prepare_engines(papers, plan, device="cpu", **options)
         return {way: engine.info.describe() for way, engine in engines.items()}
 
-    assert log() == {"whole": "PyTorch in float32", "grid": "OpenVINO in float32"}
+    chosen = {"openvino": "OpenVINO", "ncnn": "ncnn"}[resolve_choice("cpu", precision="fp32")[1]]
+    assert log() == {"whole": "PyTorch in float32", "grid": f"{chosen} in float32"}
     assert log(precision="bf16") == {
         "whole": "PyTorch in bfloat16",
         "grid": "OpenVINO in bfloat16" if able else "OpenVINO in float32",
@@ -207,7 +209,7 @@ def test_whole_images_stay_with_pytorch_unless_an_engine_was_named(papers, able)
     assert log(engine="openvino") == {"whole": "OpenVINO in float32", "grid": "OpenVINO in float32"}
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnx"])
+@pytest.mark.parametrize("name", ["openvino", "onnx", "ncnn"])
 @pytest.mark.parametrize("protocol", ["single", "dense", "multi-crop"])
 def test_every_engine_looks_alike(papers, name, protocol):
     pytest.importorskip({"onnx": "onnxruntime"}.get(name, name))

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import vggkit as vk
+from vggkit.engines.winograd import transform_filters
 from vggkit.features.convolution import Kernel, convolve
-from vggkit.features.winograd import transform_filters
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 13), (16, 9)])

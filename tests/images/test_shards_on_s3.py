@@ -1,10 +1,7 @@
 """Shards in an S3-compatible store, moto's, on this machine: written, streamed, and refused clearly."""
 
 import os
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 
 import vggkit as vk
 from conftest import fill_folder
+from local_hosts import start_store
 from vggkit.errors import BadData, BadDownload, BadOutput
 from vggkit.images.sources.open_dataset import count_images, iterate_images, open_dataset
 
@@ -27,39 +25,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
     """An address of a store with a bucket, `photos`; its credentials are in the environment."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", address)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(port)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            demand_reached(address, process)
-            urllib.request.urlopen(urllib.request.Request(f"{address}/photos", method="PUT")).close()
-            yield address
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def demand_reached(address: str, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}/moto-api/data.json", timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    pytest.fail("moto's server did not start")
+    with pytest.MonkeyPatch.context() as patch, start_store(patch, "photos") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

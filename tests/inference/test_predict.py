@@ -273,7 +273,8 @@ def test_one_image_that_overflows_is_one_of_many(tiny):
         largest = network.features(torch.from_numpy(seen(images[5])[None])).max()
         network.features[0].weight.mul_(1e39 / largest.double())
     picky = Classifier(network, labels=LABELS, preprocessing=seen)
-    for engine in ("pytorch", "openvino", "onnx"):
+    for engine in ("pytorch", "openvino", "onnx", "ncnn"):
+        pytest.importorskip({"pytorch": "torch", "onnx": "onnxruntime"}.get(engine, engine))
         found = predict(picky, images, engine=engine)
         assert [number for number, each in enumerate(found) if each.problem] == [5]
     held = ImageDataset.of("held", ((None, ImageSample(f"{n}", "red", image)) for n, image in enumerate(images)))

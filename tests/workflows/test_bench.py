@@ -14,6 +14,7 @@ from vggkit.benchmarking import runner as contenders
 from vggkit.benchmarking.processes import EngineChoice, EngineProcess
 from vggkit.classifier import Classifier
 from vggkit.engines.outputs import list_reads
+from vggkit.engines.select import resolve_choice
 from vggkit.errors import BadConfiguration, BadData, BadInput, BadOutput
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
@@ -109,6 +110,7 @@ def test_who_runs_hangs_on_the_processor(able):
         ("pytorch", "fp32"): None,
         ("pytorch", "bf16"): slow,
         ("onnx", "fp32"): None,
+        ("ncnn", "fp32"): None,
         ("openvino", "fp32"): None,
         ("openvino", "bf16"): slow,
         ("openvino", "int8"): None,
@@ -119,7 +121,7 @@ def test_what_predict_takes_is_marked(found):
     (auto,) = [each for each in found.engines if each.is_auto]
     assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
     (default,) = [each for each in found.engines if each.is_python_default]
-    assert (default.engine, default.precision) == ("openvino", "fp32")
+    assert (default.engine, default.precision) == (resolve_choice("cpu", precision="fp32")[1], "fp32")
 
 
 @pytest.mark.slow
@@ -268,10 +270,12 @@ def test_from_the_shell_on_a_processor_with_avx2_alone(model, photos, tmp_path, 
         check=True,
     )
     engines = {(each["engine"], each["precision"]): each for each in json.loads(done.stdout)["engines"]}
-    assert len(engines) == 6
+    assert len(engines) == 7
     for (_, precision), each in engines.items():
         assert each["problem"] == ("this processor has no fast bfloat16" if precision == "bf16" else None)
-    assert [name for name, each in engines.items() if each["is_auto"]] == [("openvino", "fp32")]
+    assert [name for name, each in engines.items() if each["is_auto"]] == [
+        (resolve_choice("cpu", precision="fp32")[1], "fp32")
+    ]
     assert 1e-4 < engines["openvino", "int8"]["agreement"]["error"] < 0.2
     assert (tmp_path / "b.png").stat().st_size > 10_000
     with pytest.raises(SystemExit) as ended:

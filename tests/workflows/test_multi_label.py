@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 
 import vggkit as vk
+from ranks import start_ranks, wait_for
 from vggkit.cli.main import main
+from vggkit.reports.compression import draw_compression
+from vggkit.reports.terminal import write_plainly
 from vggkit.workflows.evaluate import measure
 
 COLOURS = {"red": (slice(0, 16), slice(0, 32), 0), "blue": (slice(16, 32), slice(0, 32), 2)}
@@ -212,7 +215,10 @@ def test_compression_and_teaching(run, folder, tmp_path):
     small = vk.load(tmp_path / "small.safetensors")
     assert small.task == "multi-label"
     assert len(small.thresholds) == 3
-    assert made is not None
+    assert {point.figure for point in made.record.points} == {"micro F1"}
+    table = write_plainly(draw_compression(made.record))
+    assert "micro F1" in table
+    assert "top-1" not in table
     options = {"label_separator": ";", "epochs": 1, "learning_rate": 0.03, **OPTIONS}
     taught = vk.train(folder / "labels.csv", teacher=run.directory, out=tmp_path / "taught", **options)
     assert taught.classifier.task == "multi-label"
@@ -222,6 +228,24 @@ def test_compression_and_teaching(run, folder, tmp_path):
     pairs = vk.open_dataset([(paint(["red"], n), "red" if n % 2 else "blue") for n in range(12)])
     with pytest.raises(vk.BadConfiguration, match="it is multi-label, and the images are single-label"):
         vk.train(pairs, teacher=run.directory, out=tmp_path / "third", epochs=1, **OPTIONS)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_weights_and_metrics_of_one(folder, processes, tmp_path):
+    options = {**OPTIONS, "label_separator": ";", "balance": "weights", "epochs": 3, "learning_rate": 0.02}
+    options |= {"dropout": 0.0}
+    listed = [(f"--{name.replace('_', '-')}", value) for name, value in options.items() if name != "quiet"]
+    shared = [folder / "labels.csv", *(each for pair in listed for each in pair)]
+    wait_for(start_ranks(processes, "train", *shared, "--out", tmp_path / "two", "--quiet"))
+    alone = vk.train(folder / "labels.csv", out=tmp_path / "one", **options)
+    two = vk.load(tmp_path / "two")
+    for key, value in alone.classifier.network.state_dict().items():
+        torch.testing.assert_close(two.network.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    assert two.thresholds == pytest.approx(alone.classifier.thresholds, rel=1e-3)
+    found, expected = (each.provenance["metrics"] for each in (two, alone.classifier))
+    assert found["n"] == expected["n"]
+    for name in ("map", "micro_f1", "macro_f1", "exact_match", "loss"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
 def test_a_linear_probe_from_loaded_weights(run, folder, tmp_path):

@@ -66,6 +66,7 @@ def list_runs(device: str, *, problem: str | None = None) -> list[EngineRun]:
         if place == "cpu":
             found += [
                 EngineRun("onnx", "fp32", place),
+                EngineRun("ncnn", "fp32", place),
                 EngineRun("openvino", "fp32", place),
                 EngineRun("openvino", "bf16", place, slow),
                 EngineRun("openvino", "int8", place, problem),

@@ -50,7 +50,8 @@ def compress(
             splits is divided.
         out: The file of the compressed classifier. Without it: the name of MODEL with -compressed, in this folder.
         max_size: Largest size of the file, such as 12MB (millions of bytes) or 12MiB.
-        max_loss: Largest loss of top-1 accuracy, such as 0.003, on the images that networks are compared on.
+        max_loss: Largest loss of top-1 accuracy, or of micro F1 for several labels an image, such as 0.003, on the
+            images that networks are compared on.
         min_speedup: Least throughput at batch 8 on this machine, over that of the classifier as it was, in float32.
         head: pool: one matrix on the means of the channels in place of the fully connected layers.
         prune: Share of the multiply-adds to remove, such as 0.5, as channels of convolutions.

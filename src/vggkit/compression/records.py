@@ -7,6 +7,8 @@ from typing import Any, Literal
 from vggkit.evaluation.comparison import PairedComparison
 from vggkit.weights.storage import Storage
 
+Figure = Literal["top-1", "micro F1"]
+"""What networks are compared by: with one label an image the accuracy, with several the F1 of all decisions."""
 RunPrecision = Literal["fp32", "int8"]
 """What a point was computed in: float32, or int8 by the measured activation ranges."""
 
@@ -84,7 +86,10 @@ class CompressionPoint:
     multiply_adds: int
     """Multiplications with an addition for one image."""
     top1: float | None
-    """Accuracy in [0, 1] on the images that the choice is made by; None without images."""
+    """Top-1 accuracy in [0, 1] on the images that the choice is made by, or what `figure` says in its place; None
+    without images."""
+    figure: Figure = "top-1"
+    """What `top1` is: micro F1 where an image has several labels."""
     images_per_second: float | None
     """Throughput at batch 8 on this machine, median of several rounds; None where it was not measured."""
     speedup: float | None
@@ -104,7 +109,8 @@ class Goals:
     max_size_bytes: int | None = None
     """Largest size of the file."""
     max_loss: float | None = None
-    """Largest loss of top-1 accuracy in [0, 1], on the images that the choice is made by."""
+    """Largest loss of top-1 accuracy in [0, 1], or of micro F1 for several labels an image, on the images that the
+    choice is made by."""
     min_speedup: float | None = None
     """Least throughput over that of the Classifier as it was."""
 
@@ -156,7 +162,8 @@ class CompressionRecord:
     roles: tuple[ImageRole, ...]
     """The images; empty without data."""
     comparison: PairedComparison | None
-    """Top-1 accuracy before and after on the images for the report, with its paired 95 % interval."""
+    """Accuracy before and after, or for several labels exact matches, on the images for the report, with its paired
+    95 % interval."""
     machine: str
     """Where speeds were measured."""
 

@@ -170,6 +170,7 @@ class Search:
             parameters=model.configuration.parameters,
             multiply_adds=count_multiply_adds(model.configuration, compressor.pixels),
             top1=top1,
+            figure="top-1" if model.task == "single-label" else "micro F1",
             images_per_second=speed[0],
             speedup=speed[1],
         )
@@ -204,7 +205,7 @@ def describe_point(point: CompressionPoint, before: CompressionPoint) -> str:
     """A point in one line: how it was made, its size, its loss, and its speed."""
     parts = [f"{point.name}, {point.storage}: {point.size_bytes / 1e6:.3g} MB"]
     if point.top1 is not None and before.top1 is not None:
-        parts.append(f"top-1 {100 * point.top1:.1f} % ({100 * (point.top1 - before.top1):+.1f})")
+        parts.append(f"{point.figure} {100 * point.top1:.1f} % ({100 * (point.top1 - before.top1):+.1f})")
     if point.speedup is not None:
         parts.append(f"{point.speedup:.2g} times as fast in {point.precision}")
     return ", ".join(parts)

@@ -1,6 +1,6 @@
 """Builds a network as a graph of operations from its configuration and weights.
 
-The operations are the engine's: OpenVINO's nodes, or ONNX's. No torch here.
+The operations are the engine's: OpenVINO's nodes, ONNX's, or ncnn's layers. No torch here.
 Shape letters: N images, C channels, H and W pixels, F features.
 """
 

@@ -4,12 +4,17 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from vggkit.engines.outputs import Precision, WantedPrecision
-from vggkit.hardware import computes_bf16
+from vggkit.hardware import computes_bf16, has_x86
 
-EngineName = Literal["pytorch", "openvino", "onnx"]
-WantedEngine = Literal["auto", "pytorch", "openvino", "onnx"]
+EngineName = Literal["pytorch", "openvino", "onnx", "ncnn"]
+WantedEngine = Literal["auto", "pytorch", "openvino", "onnx", "ncnn"]
 """auto: the fastest that is installed, for the device."""
-_TITLES: Final[dict[EngineName, str]] = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+_TITLES: Final[dict[EngineName, str]] = {
+    "pytorch": "PyTorch",
+    "openvino": "OpenVINO",
+    "onnx": "ONNX Runtime",
+    "ncnn": "ncnn",
+}
 _DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
 
@@ -22,7 +27,7 @@ class EngineInfo:
     """
 
     name: EngineName
-    """The library: `pytorch`, `openvino` or `onnx`."""
+    """The library: `pytorch`, `openvino`, `onnx` or `ncnn`."""
     precision: Precision
     """The precision of the products, which may differ from the requested one: `fp32`, `bf16` or `int8`."""
     device: str
@@ -56,6 +61,10 @@ def explain_choice(info: EngineInfo, *, precision: WantedPrecision, engine: Want
         sentence += f", because this {processor} has no fast bfloat16"
     if (info.name, engine, processor) == ("pytorch", "auto", "processor"):
         sentence += '; pip install "vggkit[fast]" makes it faster'
+    elif (info.name, engine) == ("ncnn", "auto"):
+        sentence += "; it is the fastest in float32 on x86"
+    elif (info.name, info.precision, engine) == ("openvino", "fp32", "auto") and precision != "bf16" and has_x86():
+        sentence += '; pip install "vggkit[ncnn]" makes it faster'
     return sentence
 
 

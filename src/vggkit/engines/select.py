@@ -9,7 +9,7 @@ from vggkit.engines.model_weights import Weights, find_weights
 from vggkit.engines.outputs import Output, Precision, Ranges, WantedPrecision, check_precision
 from vggkit.engines.stream import NamedEngine
 from vggkit.errors import BadConfiguration, UnknownName
-from vggkit.hardware import choose_device, computes_bf16, has_accelerator
+from vggkit.hardware import choose_device, computes_bf16, has_accelerator, has_x86
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
     "pytorch": ("torch",),
     "openvino": ("openvino",),
     "onnx": ("onnx", "onnxruntime"),
+    "ncnn": ("ncnn",),
 }
 """The packages that each engine computes with."""
 
@@ -45,16 +46,17 @@ def choose_engine(
         precision: auto: bf16 where the device multiplies it natively. bf16: OpenVINO computes in float32 on a
             processor without it, and its `info` says fp32. int8 is computed by OpenVINO on the processor only.
         activation_ranges: For int8, the result of `measure_ranges`; None: those stored in the model.
-        engine: auto: PyTorch on CUDA and MPS; on a CPU OpenVINO, then ONNX Runtime, then PyTorch, the first
-            that is installed and computes in that precision.
+        engine: auto: PyTorch on CUDA and MPS; on a CPU the first of these that is installed and computes in that
+            precision: ncnn (on x86), OpenVINO, ONNX Runtime and PyTorch.
         as_read: In int8, compute several outputs in one pass, rounded as the layers that read them read them.
 
     Raises UnknownName, BadConfiguration for an engine without that precision or device, MissingExtra, BadInput and
     BadCheckpoint.
     """
     place, name, chosen = resolve_choice(device, precision=precision, engine=engine)
-    if name == "onnx" and chosen != "fp32":
-        raise BadConfiguration("ONNX Runtime computes in float32 on processors; take precision fp32, or OpenVINO")
+    if name in ("onnx", "ncnn") and chosen != "fp32":
+        title = "ncnn" if name == "ncnn" else "ONNX Runtime"
+        raise BadConfiguration(f"{title} computes in float32 on processors; take precision fp32, or OpenVINO")
     if name == "pytorch" and chosen == "int8":
         raise BadConfiguration(
             "int8 is computed by OpenVINO on processors; take engine openvino and device cpu, or bf16"
@@ -74,6 +76,10 @@ def choose_engine(
             from vggkit.engines.onnx import ONNXEngine
 
             return ONNXEngine(weights, output=output)
+        case "ncnn":
+            from vggkit.engines.ncnn import NCNNEngine
+
+            return NCNNEngine(weights, output=output)
         case "pytorch":
             from vggkit.engines.pytorch import PyTorchEngine
 
@@ -99,7 +105,7 @@ def resolve_choice(
     chosen: Precision = "fp32"
     if precision != "auto":
         chosen = precision
-    elif engine != "onnx" and computes_bf16(place):
+    elif engine not in ("onnx", "ncnn") and computes_bf16(place):
         chosen = "bf16"
     name = _resolve_engine(place, chosen) if engine == "auto" else engine
     if name == "openvino" and chosen == "bf16" and not computes_bf16(place):
@@ -110,7 +116,7 @@ def resolve_choice(
 def _resolve_device(device: "torch.device | str", engine: str) -> "torch.device | str":
     """The device; its name alone where torch is not needed."""
     kind = _find_kind(device)
-    if engine in ("openvino", "onnx"):
+    if engine in ("openvino", "onnx", "ncnn"):
         if kind not in ("auto", "cpu"):
             raise BadConfiguration(
                 f"engine {engine} computes on the processor, and the device is {device}; "
@@ -126,7 +132,9 @@ def _resolve_engine(place: "torch.device | str", precision: Precision) -> Engine
     """The fastest for the device that is installed."""
     if precision == "int8" and _find_kind(place) == "cpu":
         return "openvino"  # no other does
-    order: tuple[EngineName, ...] = ("openvino", "onnx") if precision == "fp32" else ("openvino",)
+    order: tuple[EngineName, ...] = ("openvino",)
+    if precision == "fp32":  # ncnn's convolution is the fastest on x86; on other processors none was measured
+        order = ("ncnn", "openvino", "onnx") if has_x86() else ("openvino", "onnx")
     found = (name for name in order if all(map(importlib.util.find_spec, NEEDED[name])))
     return next(found, "pytorch") if _find_kind(place) == "cpu" else "pytorch"
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vggkit.features.winograd import convolve_tiles, convolve_tiles_back
+from vggkit.engines.winograd import convolve_tiles, convolve_tiles_back
 
 FEW_CHANNELS: Final = 4
 """With as few, torch's gradient takes several times as long as the products that it needs."""

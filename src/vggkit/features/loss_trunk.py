@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vggkit.engines.winograd import is_worth_it, transform_filters
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.convolution import Kernel, convolve, turn
 from vggkit.features.loss_config import LossConfig
 from vggkit.features.pooling import pool_first_largest, pool_largest
-from vggkit.features.winograd import is_worth_it, transform_filters
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
 from vggkit.models.configuration import Configuration

@@ -16,7 +16,7 @@ from vggkit.reports.terminal import stack_lines, write_line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NAMES: Final = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime"}
+NAMES: Final = {"pytorch": "PyTorch", "openvino": "OpenVINO", "onnx": "ONNX Runtime", "ncnn": "ncnn"}
 WORTH: Final = 1.15
 """Least speed-up of int8 over the engine of `auto` for which it is suggested."""
 

@@ -97,7 +97,8 @@ def plot_compression(record: CompressionRecord, path: str | Path, *, title: str)
         right.set_xlabel("times the original in float32")
         right.set_xscale("log")
         measured = record.before.top1 is not None
-        left.set_ylabel("top-1 accuracy (%)" if measured else "")
+        figure_name = "top-1 accuracy" if record.before.figure == "top-1" else record.before.figure
+        left.set_ylabel(f"{figure_name} (%)" if measured else "")
         _draw_points(left, record, [point.size_bytes / MEGABYTE for point in record.points], smaller=True)
         speeds = [point.speedup or 0.0 for point in record.points]
         if all(speeds):
@@ -172,7 +173,7 @@ def _draw_rows(record: CompressionRecord, *, plain: bool) -> Table:
         Column("weights", no_wrap=True),
         _numbers("file", "MB"),
         _numbers("mult-adds", "M"),
-        _numbers("top-1", "%"),
+        _numbers(record.before.figure, "%"),
         _numbers("speed", "x"),
         Column("in", no_wrap=True),
         box=ASCII_RULES if plain else RULES,

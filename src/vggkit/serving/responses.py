@@ -120,7 +120,7 @@ class RequestLimits(BaseModel):
 class EngineRecord(BaseModel):
     """What computes."""
 
-    name: str = Field(description="`openvino`, `onnx` or `pytorch`.")
+    name: str = Field(description="`openvino`, `onnx`, `ncnn` or `pytorch`.")
     precision: str = Field(description="`fp32`, `bf16` or `int8`.")
     device: str = Field(description="`cpu`, `cuda` or `mps`.")
     version: str

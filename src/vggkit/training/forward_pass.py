@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vggkit.models.vgg import VGG
 from vggkit.training.distributed.split_head import SplitHead
 from vggkit.training.distributed.synchronized_norm import normalize_together
+from vggkit.training.tiled_convolution import TiledConvolutions
 
 
 class ForwardPass(nn.Module):
@@ -38,6 +39,10 @@ class ForwardPass(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The trunk's last maps, or the images in their place, and logits (N, K) of images (N, C, H, W)."""
+        with TiledConvolutions():
+            return self._compute(images)
+
+    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if not (self._sync_norm or self._keeps_maps or self.split):
             return images, self.network(images)
         maps = self._extract(images) if self._sync_norm else self.network.features(images)

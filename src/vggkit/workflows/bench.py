@@ -52,7 +52,7 @@ MADE_UP: Final = 32
 """Images of random numbers where none are given."""
 TOGETHER: Final = 8
 """Images that pass together then."""
-PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime")
+PACKAGES: Final = ("vggkit", "torch", "openvino", "onnxruntime", "ncnn")
 
 
 def bench(

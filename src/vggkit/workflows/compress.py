@@ -68,7 +68,7 @@ class Compression:
             )
             for point in self.record.points
         ]
-        header = ("network", "file", "top-1", "speed")
+        header = ("network", "file", self.record.before.figure, "speed")
         return write_html(f"Compression: {self.record.chosen.name}", rows, header=header)
 
 
@@ -109,7 +109,8 @@ def compress(
         columns: Names of a table's columns.
         out: The file of the compressed Classifier; None: it is only returned.
         max_size: Largest size of the file: bytes, or text such as `12MB` (10⁶) or `12MiB` (2²⁰).
-        max_loss: Largest loss of top-1 accuracy, in [0, 1), on the images that networks are compared on.
+        max_loss: Largest loss of top-1 accuracy, or of micro F1 for several labels an image, in [0, 1), on the
+            images that networks are compared on.
         min_speedup: Least throughput at batch 8 on this machine, over that of the Classifier as it was, in float32.
         head: `pool`: one matrix on the means of the channels in place of the fully connected layers.
         prune: Share in (0, 1) of the multiply-adds to remove, as channels of convolutions.

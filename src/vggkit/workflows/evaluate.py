@@ -96,7 +96,7 @@ def measure(
         batch_size: Number of images in a batch.
         device: `auto`, `cpu`, `cuda` or `mps`.
         precision: `fp32`, `bf16`, `int8` or `auto`.
-        engine: `auto`, `pytorch`, `openvino` or `onnx`.
+        engine: `auto`, `pytorch`, `openvino`, `onnx` or `ncnn`.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the current task, the number of evaluated images and of all images.

@@ -16,6 +16,12 @@ BLOCK_VALUES: Final = 1 << 13
 """Of each of the 36 places of a tile, that are transformed together: they stay in a cache of 2 MB and less."""
 LEAST_CHANNELS: Final = 256
 """With fewer, the direct algorithm is as fast on two processors, between which it divides better."""
+LEAST_LEARNT_CHANNELS: Final = 128
+"""The same where gradients of filters are computed too, of which the direct algorithm takes longer."""
+LEAST_TILES: Final = 128
+"""With fewer, reading the filters, four times as many numbers as usual, takes the time that is saved."""
+MOST_PADDING: Final = 1.4
+"""Largest ratio of the places of whole tiles to those of the maps."""
 
 # The matrices B, G and A of Lavin and Gray, section 4.3.
 _INPUT: Final = torch.tensor(
@@ -59,11 +65,23 @@ def is_worth_it(module: nn.Conv2d) -> bool:
     return module.kernel_size == (3, 3) and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
 
 
+def is_worth_learning(maps: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution 3×3 of maps (N, C, H, W) by a weight (K, C, 3, 3), and its gradients, are faster so."""
+    count, _, height, width = maps.shape
+    tiles = -(-height // 4) * -(-width // 4)
+    return (
+        min(weight.shape[:2]) >= LEAST_LEARNT_CHANNELS
+        and count * tiles >= LEAST_TILES
+        and 16 * tiles <= MOST_PADDING * height * width
+    )
+
+
 def transform_filters(weight: Tensor) -> Tensor:
     """(36, C, K) of a convolution's weight (K, C, 3, 3), for `convolve_tiles`."""
-    flat = weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
-    both = torch.kron(_FILTER, _FILTER).to(weight.device)
-    return (both @ flat).to(weight.dtype).view(36, weight.shape[1], weight.shape[0])
+    # As the weight lies in channels_last.
+    flat = weight.detach().permute(2, 3, 0, 1).reshape(9, -1)
+    both = torch.kron(_FILTER, _FILTER).to(weight)
+    return (both @ flat).view(36, *weight.shape[:2]).transpose(1, 2)
 
 
 def convolve_tiles(maps: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,6 +93,30 @@ def convolve_tiles_back(gradient: Tensor, filters: Tensor) -> Tensor:
     """The gradient (N, C, H, W) with respect to the maps, of that of the result (N, K, H, W)."""
     # The gradient's convolution is with the filters turned by 180 degrees: equal to turning each tile.
     return _multiply_tiles(gradient, filters.transpose(1, 2), None, is_turned=True)
+
+
+def find_filter_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient (K, C, 3, 3) with respect to the filters, of maps (N, C, H, W) and that of the result
+    (N, K, H, W).
+    """
+    count, channels, height, width = maps.shape
+    out_channels = gradient.shape[1]
+    down, across = -(-height // 4), -(-width // 4)
+    rows = maps.new_zeros(count, 4 * down + 2, 4 * across + 2, channels)
+    rows[:, 1 : height + 1, 1 : width + 1].copy_(maps.permute(0, 2, 3, 1))
+    given = gradient.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    if (height, width) != (4 * down, 4 * across):
+        given = given.new_zeros(count, 4 * down, 4 * across, out_channels)
+        given[:, :height, :width].copy_(gradient.permute(0, 2, 3, 1))
+    found = maps.new_zeros(36, out_channels, channels)
+    step = max(1, max(channels, out_channels) // (count * across))
+    for first in range(0, down, step):
+        now = min(step, down - first)
+        spread = _spread_tiles(rows, _INPUT.to(maps), first, now)
+        pulled = _spread_tiles(given, _OUTPUT.T.to(maps), first, now)
+        found.baddbmm_(pulled.transpose(1, 2), spread)
+    both = torch.kron(_FILTER, _FILTER).to(maps)
+    return (both.T @ found.flatten(1)).view(3, 3, out_channels, channels).permute(2, 3, 0, 1)
 
 
 def _multiply_tiles(maps: Tensor, filters: Tensor, bias: Tensor | None, *, is_turned: bool) -> Tensor:
@@ -104,18 +146,22 @@ def _multiply_tiles(maps: Tensor, filters: Tensor, bias: Tensor | None, *, is_tu
 
 
 def _spread_tiles(rows: Tensor, before: Tensor, first: int, now: int) -> Tensor:
-    """Transformed tiles (36, T, C) of `now` rows of tiles, of padded maps (N, H, W, C)."""
+    """Transformed tiles (36, T, C) of `now` rows of tiles, of padded maps (N, H, W, C).
+
+    `before` is (6, S) for tiles of S×S places, each of which begins 4 places after the one before it.
+    """
     count, _, width, channels = rows.shape
-    across = (width - 2) // 4
+    side = before.shape[1]
+    across = (width - side) // 4 + 1
     spread = rows.new_empty(6, 6, now, count * across * channels)
     of_image, of_row, of_place, _ = rows.stride()
     for start, stop in _blocks(now, spread.shape[3]):
         tiles = rows[:, 4 * (first + start) :].as_strided(
-            (6, 6, stop - start, count, across, channels),
+            (side, side, stop - start, count, across, channels),
             (of_row, of_place, 4 * of_row, of_image, 4 * of_place, 1),
         )
-        half = (before @ tiles.reshape(6, -1)).view(6, 6, -1)
-        torch.bmm(before.expand(6, 6, 6), half, out=spread[:, :, start:stop].flatten(2))
+        half = (before @ tiles.reshape(side, -1)).view(6, side, -1)
+        torch.bmm(before.expand(6, 6, side), half, out=spread[:, :, start:stop].flatten(2))
     return spread.view(36, -1, channels)
 
 
