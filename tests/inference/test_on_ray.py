@@ -66,6 +66,7 @@ def test_an_actor_computes_chunks_and_reports_errors(made, images):
         precision="fp32",
         engine="pytorch",
         reduced_decoding=False,
+        views="one",
     )
     info = work.open().info
     kinds = {"path": "path", "prediction": "text"}

@@ -39,7 +39,8 @@ NUMBERS = {
     **{"weight_decay": 0.01, "step_epochs": 2, "warmup_epochs": 0.5, "clip_norm": 0.3, "accumulate": 2},
     **{"freeze_norm": True, "ema_decay": 0.9, "patience": 3, "label_smoothing": 0.2, "rand_augment": 9},
     **{"random_erasing": 0.3, "mixup": 0.4, "cutmix": 0.5, "views": 4, "validation_share": 0.3, "fold": "2/5"},
-    **{"sync_norm": True, "split_head": True, "seed": 5},
+    **{"sync_norm": True, "split_head": True, "seed": 5, "whitening": True, "bias_rate_factor": 4.0},
+    **{"batch_norm_momentum": 0.4, "shift_pixels": 2},
 }
 RECIPE_CHANGES = [
     (field.name, value)

@@ -83,7 +83,9 @@ def _draw_packages(checkup: Checkup) -> Table:
             table.add_row(extra, _list_packages(packages))
     lacking = [extra for extra, found in checkup.extras.items() if any(each.version is None for each in found)]
     if lacking:
-        text = f'pip install "vggkit[all]", or in place of all some of {", ".join(lacking)}'
+        text = f'pip install "vggkit[{lacking[0]}]"'
+        if len(lacking) > 1:
+            text = f'pip install "vggkit[all]", or in place of all some of {", ".join(lacking)}'
         table.add_row("to add", write_line(text))
     if not checkup.core:
         table.add_row("", write_line("unknown: vggkit is not installed as a package, but found on the path"))
