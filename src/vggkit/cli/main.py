@@ -23,7 +23,7 @@ from vggkit.escaping import escape_controls
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; its exit codes are those that `vggkit --help` lists."""
-    if arguments is None:  # the process is this command's alone
+    if arguments is None and sys.argv[1:2] != ["serve"]:  # a process of this command alone, which ends
         _collect_rarely()
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
