@@ -462,6 +462,16 @@ def test_train_through_a_real_process_then_predict(photos, tmp_path, processes, 
     assert "exists already" in again.err
 
 
+@pytest.mark.slow
+def test_a_command_ends_in_silence(photos, tmp_path):
+    """A whole interpreter, to its exit, where libraries report objects that were not collected."""
+    options = ["--until", "pool1", "--image-size", "32", "--epochs", "1", "--out", "r", "--quiet"]
+    command = [sys.executable, "-m", "vggkit", "train", str(photos), *options]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0
+    assert "leaked" not in ended.stderr
+
+
 def test_identify_and_convert(model, tmp_path, capsys):
     code, out, _ = call("identify", model, capsys=capsys)
     assert code == 0

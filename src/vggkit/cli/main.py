@@ -3,9 +3,7 @@
 A verb's module is imported only when the verb is called, so that `vggkit --help` is instant.
 """
 
-import atexit
 import difflib
-import gc
 import importlib
 import io
 import os
@@ -23,8 +21,6 @@ from vggkit.escaping import escape_controls
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; its exit codes are those that `vggkit --help` lists."""
-    if arguments is None and sys.argv[1:2] != ["serve"]:  # a process of this command alone, which ends
-        _collect_rarely()
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -41,17 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     except OSError as problem:
         _fail(describe_problem(problem))
-
-
-def _collect_rarely() -> None:
-    """Spare the search of all objects for garbage: those of imports are many and stay.
-
-    Of a command that imports torch and matplotlib it takes 0.2 s of 2.2, and at the exit 0.5 s. Young objects are
-    searched as usual.
-    """
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, 1_000)
-    atexit.register(gc.freeze)
 
 
 def _run(given: list[str]) -> int:
