@@ -79,7 +79,7 @@ OWNERS = {
     "ray": {"inference/on_ray.py"},
     "braceexpand": {"images/sources/locations.py"},
     "cleanlab": {"data_checks/label_errors.py"},
-    "scipy": {"data_checks/label_errors.py", "training/logistic_regression.py"},
+    "scipy": {"data_checks/label_errors.py", "training/penalized_problem.py"},
     "jinja2": {"reports/pages/rendering.py"},
     "matplotlib": {"reports/plots.py"},
     "mlflow": {"reports/loggers.py"},

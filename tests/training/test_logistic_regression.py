@@ -199,7 +199,7 @@ class TestOddData:
     def test_large_matrices_are_solved_in_float32(self, monkeypatch):
         features, targets = draw(90, 30, 3)
         exact = solve(features, targets, classes=3, strengths=[0.1])
-        monkeypatch.setattr("vggkit.training.logistic_regression.WIDE", 10)
+        monkeypatch.setattr("vggkit.training.penalized_problem.WIDE", 10)
         rough = solve(features, targets, classes=3, strengths=[0.1])
         assert not (rough.weight == exact.weight).all()
         np.testing.assert_allclose(rough.weight, exact.weight, atol=0.02 * np.abs(exact.weight).max())

@@ -3,8 +3,7 @@
 Shape letters: N rows, F features, R rotated features (R <= N, F), K classes, M problems solved together.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,23 +13,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggkit.errors import BadData, MissingExtra
+from vggkit.errors import BadData
 from vggkit.hardware import derive_seed
 from vggkit.task import Task
+from vggkit.training.penalized_problem import FeatureSpace, PenalizedProblem, limit_threads
 
 STRENGTHS: Final = tuple(float(f"{value:.2g}") for value in np.geomspace(10, 1e-5, 13))
 """Penalties that are tried, half a power of ten apart, the strongest first."""
 FOLDS: Final = 5
 MANY: Final = 200_000_000
 """Rows times features times classes beyond which one fold is measured and not all, for time."""
-SMALL: Final = 2_000_000_000
-"""Products of a step, at most, up to which one thread computes it, in less than a tenth of a second."""
-WIDE: Final = 20_000_000
-"""Numbers in a matrix from which float32 has to do."""
-REMEMBERED: Final = 10
-"""Steps from which L-BFGS knows how the loss curves."""
-STEPS: Final = 500
-"""Of L-BFGS, at most."""
 WORSE: Final = 3
 """Strengths in a row without a better loss after which no weaker ones are tried."""
 
@@ -130,8 +122,8 @@ def solve_head(
         raise BadData(
             "features are not finite: values grow too large in this network; check its weights and preprocessing"
         )
-    with _limit_threads(features.size * classes * FOLDS):
-        space = _Space.of(features)
+    with limit_threads(features.size * classes * FOLDS):
+        space = FeatureSpace.of(features)
         task: Task = "single-label" if targets.ndim == 1 else "multi-label"
         goals, against, counts = _spread(targets, classes, class_weights, label_smoothing)
         order = sorted(set(STRENGTHS if strengths is None else strengths), reverse=True)
@@ -141,136 +133,18 @@ def solve_head(
             # The selection needs low precision.
             measured = 1 if space.rows.numel() * classes > MANY else int(folds.max()) + 1
             held = torch.from_numpy(folds)[:, None] == torch.arange(measured)
-            problem = _Problem(space.rows, goals, _share(counts, ~held), space.scales, against).to(torch.float32)
+            problem = PenalizedProblem(space.rows, goals, _share(counts, ~held), space.scales, against).to(
+                torch.float32
+            )
             tried = _cross_validate(
                 problem, targets, counts=counts.numpy(), groups=groups, strengths=order, on_progress=on_progress
             )
         strength = min(tried, key=lambda trial: trial.loss).strength if tried else order[len(order) // 2]
         everything = _share(counts, torch.ones(len(counts), 1, dtype=torch.bool))
-        problem = _Problem(space.rows, goals, everything, space.scales, against).to(space.rows.dtype)
+        problem = PenalizedProblem(space.rows, goals, everything, space.scales, against).to(space.rows.dtype)
         solved, iterations = problem.solve(strength, problem.start(), flat=0.0)
         weight, bias = space.unfold(solved[0])
     return HeadSolution(weight, bias, strength, tried, iterations, task)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Space:
-    """Features in which the problem is easy: standardised, and rotated onto their principal axes."""
-
-    rows: Tensor
-    """(N, R)."""
-    scales: Tensor
-    """(R,) variance along each."""
-    axes: NDArray[np.float64]
-    """(F, R), orthonormal."""
-    mean: NDArray[np.float64]
-    """(F,)."""
-    deviation: NDArray[np.float64]
-    """(F,), infinite for features that are constant."""
-
-    @classmethod
-    def of(cls, features: NDArray[np.float32]) -> "_Space":
-        count, width = features.shape
-        kind = np.float64 if count * width <= WIDE else np.float32
-        mean = features.mean(0, dtype=np.float64)
-        deviation = features.std(0, dtype=np.float64)
-        highest = np.abs(features).max(0).astype(np.float64)
-        deviation[deviation <= 1e-6 * np.maximum(highest, 1e-12)] = np.inf
-        scaled = torch.from_numpy(((features - mean.astype(kind)) / deviation.astype(kind)).astype(kind))
-        # The smaller of the two Gram matrices has the same axes.
-        gram = (scaled @ scaled.T if count < width else scaled.T @ scaled).double()
-        values, vectors = torch.linalg.eigh(gram)
-        large = values > max(count, width) ** 0.5 * torch.finfo(scaled.dtype).eps * values.max().clamp(min=1e-30)
-        values, vectors = values[large], vectors[:, large]
-        axes = scaled.T.double() @ (vectors / values.sqrt()) if count < width else vectors
-        return cls(scaled @ axes.to(scaled), values / count, axes.numpy(), mean, deviation)
-
-    def unfold(self, solved: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Weight (K, F) and bias (K,) on the features as they came, of what was solved, (R + 1, K)."""
-        wide = solved.double().numpy()
-        weight = (self.axes @ wide[:-1]).T / self.deviation
-        bias = wide[-1] - weight @ self.mean
-        return weight.astype(np.float32), bias.astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Problem:
-    """Cross-entropy of rows towards shares of classes, or for and against each, M times for different rows."""
-
-    rows: Tensor
-    """(N, R)."""
-    goals: Tensor
-    """(N, K) target share of each class."""
-    shares: Tensor
-    """(N, M) how much each row counts in the sum; nothing, where it is held out."""
-    scales: Tensor
-    """(R,) variance of each feature."""
-    against: Tensor | None = None
-    """One-vs-rest: (N, K) how much each row counts against each class, as `goals` for it; None: multinomial."""
-
-    def to(self, kind: torch.dtype) -> "_Problem":
-        """The same in another precision."""
-        rows, goals, shares, scales = (part.to(kind) for part in (self.rows, self.goals, self.shares, self.scales))
-        return _Problem(rows, goals, shares, scales, None if self.against is None else self.against.to(kind))
-
-    def start(self) -> Tensor:
-        """Zeros (M, R + 1, K): a weight for each feature, and the bias."""
-        shape = self.shares.shape[1], self.rows.shape[1] + 1, self.goals.shape[1]
-        return torch.zeros(shape, dtype=self.rows.dtype)
-
-    def score(self, solved: Tensor) -> Tensor:
-        """Logits (N, M, K)."""
-        many, _, classes = solved.shape
-        flat = solved.transpose(0, 1).reshape(-1, many * classes)
-        return torch.addmm(flat[-1], self.rows, flat[:-1]).view(-1, many, classes)
-
-    def solve(self, strength: float, start: Tensor, *, flat: float) -> tuple[Tensor, int]:
-        """Weights and biases (M, R + 1, K) of the least loss, and the steps that took; `start` may be near.
-
-        `flat` is the share of the loss that a step must gain for another one; 0: up to numerical precision.
-        Raises MissingExtra without SciPy.
-        """
-        try:
-            from scipy import optimize
-        except ImportError as absent:
-            raise MissingExtra.of("SciPy", "solving the last layer", "train") from absent
-        # Along each axis the loss curves at most as half its variance, and the penalty; in units of that the
-        # problem is round.
-        curves = 0.5 * torch.cat([self.scales, self.scales.new_ones(1)]) + strength
-        units = curves.rsqrt()[:, None]
-        goals, shares = self.goals[:, None], self.shares
-        # The slope of the loss by the logits is in both cases: totals times probability, less the goals.
-        totals = goals.sum(2, keepdim=True) if self.against is None else goals + self.against[:, None]
-
-        def measure(place: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            solved = torch.from_numpy(place).view(start.shape).to(start) * units
-            logits = self.score(solved)
-            logs = logits.log_softmax(2) if self.against is None else F.logsigmoid(logits)
-            fit = (
-                (goals * logs).sum(2)
-                if self.against is None
-                else (totals * logs - (totals - goals) * logits).sum(2)
-            )
-            loss = -(shares * fit).sum() + strength / 2 * solved[:, :-1].square().sum()
-            slopes = (totals * logs.exp_() - goals) * shares[:, :, None]
-            many, _, classes = solved.shape
-            pulled = (self.rows.T @ slopes.flatten(1)).view(-1, many, classes).transpose(0, 1)
-            gradient = torch.cat([pulled + strength * solved[:, :-1], slopes.sum(0)[:, None]], 1)
-            return float(loss), (gradient * units).double().flatten().numpy()
-
-        found = optimize.minimize(
-            measure,
-            (start / units).double().flatten().numpy(),
-            method="L-BFGS-B",
-            jac=True,
-            options={
-                "maxcor": REMEMBERED,
-                "maxiter": STEPS,
-                "ftol": max(flat, torch.finfo(start.dtype).eps),
-                "gtol": 1e-9,
-            },
-        )
-        return torch.from_numpy(found.x).view(start.shape).to(start) * units, int(found.nit)
 
 
 def _spread(
@@ -287,19 +161,6 @@ def _spread(
     weights = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double().cpu()
     goals = ((1 - label_smoothing) * right + label_smoothing / classes) * weights
     return goals, None, right @ weights
-
-
-@contextmanager
-def _limit_threads(products: int) -> Iterator[None]:
-    """One thread for small work: where others use the processors too, threads that wait for each other after
-    every few microseconds were measured to take twenty times as long.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if products <= SMALL else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _share(counts: Tensor, learnt: Tensor) -> Tensor:
@@ -327,7 +188,7 @@ def divide(targets: NDArray[Any], groups: NDArray[np.int64], *, seed: int) -> ND
 
 
 def _cross_validate(
-    problem: _Problem,
+    problem: PenalizedProblem,
     targets: NDArray[Any],
     *,
     counts: NDArray[np.float64],

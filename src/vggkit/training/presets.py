@@ -25,7 +25,7 @@ class Preset:
     def choose_network(self, given: Collection[str]) -> dict[str, Any]:
         """The options of its network that are left, where options of these names are given.
 
-        Whoever names a network gets that one, with the preset's random values; loaded weights are a network too.
+        A network that is named is used, with the preset's initialization; loaded weights bring their own network.
 
         >>> find_preset("small-images").choose_network(["model"])
         {'initialization': 'dirac'}

@@ -20,7 +20,8 @@ from vggkit.models.configure import configure
 from vggkit.models.structure import check_values
 from vggkit.models.vgg import VGG
 from vggkit.task import Task
-from vggkit.weights.card import Card, read_labels
+from vggkit.weights.card import Card
+from vggkit.weights.class_labels import read_labels
 from vggkit.weights.classifier_file import read_card
 from vggkit.weights.formats.detect import open_weights
 from vggkit.weights.identify import identify_file
