@@ -94,10 +94,47 @@ def test_the_target_of_all_layers_passes_once(trunk, images, monkeypatch):
     compute = loss._compute
     monkeypatch.setattr(loss, "_compute", lambda each: passed.append(len(each)) or compute(each))
     loss(*images)
-    assert passed == [2, 2, 1, 1]
+    assert sorted(passed) == [1, 1, 2, 2]
     passed.clear()
     loss(images[0], loss.reference(images[1]))
     assert passed == [2, 1, 2, 1]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_images_and_target_at_the_same_time(at_once, trunk, images, two_threads):
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, convolution="winograd", images_at_once=at_once)
+    given, target = images
+    found = [differentiate(loss, given, target), differentiate(loss, given, content=target, style=target[:1])]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    for ours, named in zip(found, ({"target": target}, {"content": target, "style": target[:1]}), strict=True):
+        value, gradient = differentiate(loss, given, **named)
+        assert torch.allclose(ours[0], value, rtol=1e-5)
+        assert (ours[1] - gradient).norm() <= 1e-4 * gradient.norm()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_error_leaves_the_number_of_threads(which, trunk, images, two_threads, monkeypatch):
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, convolution="winograd")
+    compute, failing = loss._compute, images[which]
+
+    def fail(each):
+        if each is failing:
+            raise MemoryError("no memory is left")
+        return compute(each)
+
+    monkeypatch.setattr(loss, "_compute", fail)
+    with pytest.raises(MemoryError, match="no memory is left"):
+        loss.terms(*images)
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,7 +1,7 @@
 """Convolutions 3×3 with fewer multiplications, by Winograd's algorithm (Lavin and Gray 2016, arXiv 1509.09308).
 
 F(4×4, 3×3): 16 places of a channel take 36 products in place of 144. Additions before and after them cost part of
-what is saved, so it pays from about 256 channels on, and on one processor from 64. Sums are rounded differently:
+what is saved, so it pays from about 128 channels on. Sums are rounded differently:
 results differ by about 3e-6 of their size from those of other algorithms.
 
 Shape letters: N images, C channels in, K channels out, H and W places, T tiles of 4×4 places, h and w of them.
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 BLOCK_VALUES: Final = 1 << 13
 """Of each of the 36 places of a tile, that are transformed together: they stay in a cache of 2 MB and less."""
-LEAST_CHANNELS: Final = 256
+LEAST_CHANNELS: Final = 128
 """With fewer, the direct algorithm is as fast on two processors, between which it divides better."""
-LEAST_LEARNT_CHANNELS: Final = 128
-"""The same where gradients of filters are computed too, of which the direct algorithm takes longer."""
 LEAST_TILES: Final = 128
 """With fewer, reading the filters, four times as many numbers as usual, takes the time that is saved."""
 MOST_PADDING: Final = 1.4
@@ -70,7 +68,7 @@ def is_worth_learning(maps: Tensor, weight: Tensor) -> bool:
     count, _, height, width = maps.shape
     tiles = -(-height // 4) * -(-width // 4)
     return (
-        min(weight.shape[:2]) >= LEAST_LEARNT_CHANNELS
+        min(weight.shape[:2]) >= LEAST_CHANNELS
         and count * tiles >= LEAST_TILES
         and 16 * tiles <= MOST_PADDING * height * width
     )

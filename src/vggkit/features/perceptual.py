@@ -33,6 +33,7 @@ from vggkit.features.reference import (
     join_references,
     take_images,
 )
+from vggkit.features.side_by_side import compute_side_by_side
 from vggkit.models.layers import widen
 from vggkit.models.vgg import VGG
 from vggkit.weights.model import Model
@@ -227,8 +228,13 @@ class PerceptualLoss(nn.Module):
 
     def _find_terms(self, images: Tensor, compared: Pair) -> dict[str, Tensor]:
         config = self.config
-        for_content, for_style = change_pair(compared, self._refer)
-        found = self._compute(images)
+        if self._computes_side_by_side(images, compared):
+            (for_content, for_style), found = compute_side_by_side(
+                lambda: change_pair(compared, self._refer), lambda: self._compute(images)
+            )
+        else:
+            for_content, for_style = change_pair(compared, self._refer)
+            found = self._compute(images)
         terms: dict[str, Tensor] = {}
         if isinstance(for_content, Reference):
             for name, weight in self._content_weights().items():
@@ -243,6 +249,18 @@ class PerceptualLoss(nn.Module):
                 )
                 terms[f"style {name}"] = self.style_weight * weight * each
         return terms
+
+    def _computes_side_by_side(self, images: Tensor, compared: Pair) -> bool:
+        """Whether layers of the images and of the target are computed at the same time.
+
+        Not for `direct`: its last bits depend on the number of threads.
+        """
+        targets = [each for each in compared if isinstance(each, Tensor)]
+        return (
+            bool(targets)
+            and self.trunk.is_faster_side_by_side(images)
+            and not (torch.is_grad_enabled() and any(each.requires_grad for each in targets))
+        )
 
     def _refer(self, given: Compared) -> Reference | None:
         if given is None or isinstance(given, Reference):
