@@ -33,6 +33,8 @@ LINEAR = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
 OPTIONS = {"fp32": {}, "fp32, winograd": {"convolution": "winograd"}, "bf16": {"precision": "bf16"}}
 CACHED = ", cached reference"
 VARIANTS = ["lpips", *OPTIONS, *(f"{name}{CACHED}" for name in OPTIONS)]
+PROCESSES = 3
+"""In which memory is measured, one after the other: by chance the allocator keeps up to a tenth more."""
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -114,7 +116,10 @@ def main() -> None:
         return
     sizes = [f"--images={options.images}", f"--side={options.side}"]
     memory = {
-        name: json.loads(subprocess.check_output([sys.executable, __file__, *sizes, "--memory", name], text=True))
+        name: statistics.median(
+            json.loads(subprocess.check_output([sys.executable, __file__, *sizes, "--memory", name], text=True))
+            for _ in range(PROCESSES)
+        )
         for name in VARIANTS
     }
     trunk = make_trunk()
@@ -151,10 +156,10 @@ def main() -> None:
             f"VGG16, {options.images} images of {options.side}×{options.side} pixels, forward and backward to the",
             f"images, threads: {torch.get_num_threads()}; variants in turn, medians of {options.runs}. Times as",
             "fast: the median of the ratios of each turn (least to most). Memory: the peak of the loss and two",
-            "steps in a process of its own, above what was there before. The last columns: how far distance and",
-            "gradient are from those of lpips, relative to them, and by how much the gradient's length differs.",
-            "Random weights and noisy images have many values in pools that are nearly equal, and are hard on the",
-            "gradient.",
+            f"steps, above what was there before, the median of {PROCESSES} processes. The last columns: how far",
+            "distance and gradient are from those of lpips, relative to them, and by how much the gradient's",
+            "length differs. Random weights and noisy images have many values in pools that are nearly equal,",
+            "and are hard on the gradient.",
             "",
             "| | seconds | times as fast | MB | of lpips | distance | gradient | its length |",
             "|---|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
 """Convolutions 3×3 with fewer multiplications, by Winograd's algorithm (Lavin and Gray 2016, arXiv 1509.09308).
 
 F(4×4, 3×3): 16 places of a channel take 36 products in place of 144. Additions before and after them cost part of
-what is saved, so it pays from about 128 channels on. Sums are rounded differently:
+what is saved, so it pays from about 256 channels on, and on one processor from 128. Sums are rounded differently:
 results differ by about 3e-6 of their size from those of other algorithms.
 
 Shape letters: N images, C channels in, K channels out, H and W places, T tiles of 4×4 places, h and w of them.
@@ -10,12 +10,14 @@ Shape letters: N images, C channels in, K channels out, H and W places, T tiles 
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 BLOCK_VALUES: Final = 1 << 13
 """Of each of the 36 places of a tile, that are transformed together: they stay in a cache of 2 MB and less."""
 LEAST_CHANNELS: Final = 128
-"""With fewer, the direct algorithm is as fast on two processors, between which it divides better."""
+"""With fewer, the direct algorithm is as fast."""
+LEAST_CHANNELS_SHARED: Final = 256
+"""The same of constant filters on several processors, between which the direct algorithm divides better."""
 LEAST_TILES: Final = 128
 """With fewer, reading the filters, four times as many numbers as usual, takes the time that is saved."""
 MOST_PADDING: Final = 1.4
@@ -58,9 +60,9 @@ _OUTPUT: Final = torch.tensor(
 )
 
 
-def is_worth_it(module: nn.Conv2d) -> bool:
-    """Whether a convolution is of the kind that this algorithm computes, and of enough channels to be faster."""
-    return module.kernel_size == (3, 3) and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
+def is_worth_it(weight: Tensor, *, threads: int) -> bool:
+    """Whether a convolution 3×3 by a weight (K, C, 3, 3), of which no gradient is needed, is faster so."""
+    return min(weight.shape[:2]) >= (LEAST_CHANNELS if threads == 1 else LEAST_CHANNELS_SHARED)
 
 
 def is_worth_learning(maps: Tensor, weight: Tensor) -> bool:

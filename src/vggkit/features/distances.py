@@ -40,11 +40,15 @@ def gram(values: Tensor) -> Tensor:
 
 def normalize_channels(values: Tensor) -> Tensor:
     """Maps (N, C, H, W) whose channels have length 1 at each place; places of zeros stay zeros."""
-    if torch.is_grad_enabled() and values.requires_grad:  # the gradient of the other form is not defined at zeros
-        lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-    else:
-        lengths = values.square().sum(1, keepdim=True).sqrt_()
-    return values / lengths.add(NORM_EPSILON)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and values.requires_grad):
+        # The gradient of the other form is not defined at zeros.
+        return values / torch.linalg.vector_norm(values, dim=1, keepdim=True).add(NORM_EPSILON)
+    found = torch.empty_like(values)
+    for columns, result in zip(values.flatten(2), found.flatten(2), strict=True):
+        for first, stop in _blocks(columns):
+            ours = columns[:, first:stop]
+            torch.div(ours, _find_lengths(ours).add_(NORM_EPSILON), out=result[:, first:stop])
+    return found
 
 
 def weigh_normalized(values: Tensor, unit: Tensor, weights: Tensor) -> Tensor:

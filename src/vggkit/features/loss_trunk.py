@@ -97,7 +97,8 @@ class LossTrunk(Features):
             module = copy.features[layer.index]
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 self._kernels[module] = layer.index
-                tiles = transform_filters(module.weight) if winograd != "nothing" and is_worth_it(module) else None
+                has_tiles = winograd != "nothing" and is_worth_it(module.weight, threads=1)
+                tiles = transform_filters(module.weight) if has_tiles else None
                 turned = turn(module.weight).to(torch.bfloat16) if rounds_gradients else None
                 if turned is not None:
                     turned = turned.contiguous(memory_format=self._memory_format)
@@ -130,10 +131,11 @@ class LossTrunk(Features):
 
     def _find_kernel(self, module: nn.Conv2d, values: Tensor) -> Kernel:
         index, is_on_cpu = self._kernels[module], values.device.type == "cpu"
+        has_gain = is_worth_it(module.weight, threads=torch.get_num_threads())
         return Kernel(
             module.weight.detach(),
             None if module.bias is None else module.bias.detach(),
-            tiles=getattr(self, f"_tiles_{index}") if is_on_cpu else None,
+            tiles=getattr(self, f"_tiles_{index}") if is_on_cpu and has_gain else None,
             turned=getattr(self, f"_turned_{index}") if self._processor_rounds or not is_on_cpu else None,
             is_direct=self._is_direct,
         )

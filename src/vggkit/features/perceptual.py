@@ -270,13 +270,13 @@ class PerceptualLoss(nn.Module):
 
     def _make_reference(self, target: Tensor) -> Reference:
         found = self._compute(target)
+        style = {name: gram(found[name] * self.config.feature_scale) for name in self.config.style}
         content = {}
         for name in self._content_weights():
-            values = found[name]
+            values = found.pop(name)
             if self.config.metric == "lpips":
                 values = normalize_channels(widen(values))
             content[name] = values
-        style = {name: gram(found[name] * self.config.feature_scale) for name in self.config.style}
         return Reference(content, style)
 
     def _content_weights(self) -> dict[str, float]:
