@@ -34,12 +34,13 @@ from PIL import Image
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "vgg11"
 ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 SHARE = float(sys.argv[3]) if len(sys.argv) > 3 else 1.0
-REQUESTS = {clients: max(2, int(SHARE * count)) for clients, count in {1: 40, 8: 96, 32: 192, 128: 384}.items()}
+REQUESTS = {clients: max(2, int(SHARE * count)) for clients, count in {1: 10, 8: 32, 32: 160, 128: 128}.items()}
 """Requests of each number of clients."""
 MOST_SECONDS = 60.0
 """No request is sent later than this in a level."""
 BATCH = 16
-PRECISIONS = ("fp32", "bf16", "int8")
+SERVED = {"auto": ("auto", "auto"), "bf16": ("bf16", "openvino"), "int8": ("int8", "openvino")}
+"""Precision and engine of each server; auto is the default of `vggkit serve`."""
 
 PEER = """
 import io, sys
@@ -75,9 +76,10 @@ BARE = """
 import json, sys, time
 import numpy as np
 from vggkit.engines.model_weights import ModelFile
-from vggkit.engines.select import choose_engine
-engine = choose_engine(ModelFile(sys.argv[1]), "cpu", output="logits", precision=sys.argv[2], engine="openvino")
-batch = np.random.default_rng(0).normal(size=(int(sys.argv[3]), 3, 224, 224)).astype(np.float32)
+from vggkit.engines.select import choose_engine, resolve_for_batches
+_, name, precision = resolve_for_batches("cpu", precision=sys.argv[2], engine=sys.argv[3], pixels=224)
+engine = choose_engine(ModelFile(sys.argv[1]), "cpu", output="logits", precision=precision, engine=name)
+batch = np.random.default_rng(0).normal(size=(int(sys.argv[4]), 3, 224, 224)).astype(np.float32)
 for _ in range(2):
     engine.run(batch)
 print(json.dumps(engine.info.describe()), flush=True)
@@ -165,8 +167,8 @@ def serving(*command: str, port: int) -> Iterator[int]:
 class Bare:
     """The engine alone, in a process of its own."""
 
-    def __init__(self, model: Path, precision: str) -> None:
-        command = [sys.executable, "-c", BARE, str(model), precision, str(BATCH)]
+    def __init__(self, model: Path, precision: str, engine: str) -> None:
+        command = [sys.executable, "-c", BARE, str(model), precision, engine, str(BATCH)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.described = json.loads(self._process.stdout.readline())
 
@@ -202,25 +204,25 @@ def main() -> None:
         with start_process() as maker:
             maker.submit(make_model, file).result()
         ports = {}
-        for precision in PRECISIONS:
+        for served, (precision, engine) in SERVED.items():
             port = find_port()
-            command = ["-m", "vggkit", "serve", str(file), "--precision", precision, "--port", str(port), "--quiet"]
-            command += ["--timeout-seconds", "300"]
-            ports[precision] = open_.enter_context(serving(*command, port=port))
+            command = ["-m", "vggkit", "serve", str(file), "--precision", precision, "--engine", engine]
+            command += ["--port", str(port), "--quiet", "--timeout-seconds", "300"]
+            ports[served] = open_.enter_context(serving(*command, port=port))
         port = find_port()
         ports["torchvision"] = open_.enter_context(serving("-c", PEER, MODEL, str(port), port=port))
-        bare = {precision: Bare(file, precision) for precision in PRECISIONS}
+        bare = {served: Bare(file, *options) for served, options in SERVED.items()}
         for each in bare.values():
             open_.callback(each.close)
         sending = open_.enter_context(start_process())
         rates, seconds = defaultdict(list), defaultdict(list)
         ways = [(name, "/predict", clients) for clients in REQUESTS for name in ports]
-        ways += [(name, "/predict?explain=true", 32) for name in PRECISIONS]
+        ways += [(name, "/predict?explain=true", 32) for name in SERVED]
         for name, path, clients in ways[: len(ports)]:
             sending.submit(load, ports[name], path, clients, 5).result()
         for number in range(ROUNDS):
-            for precision, each in bare.items():
-                rates["bare", precision].append(each.measure())
+            for served, each in bare.items():
+                rates["bare", served].append(each.measure())
             for way in ways:
                 name, path, clients = way
                 rate, found = sending.submit(load, ports[name], path, clients, REQUESTS[clients]).result()
@@ -234,9 +236,9 @@ def report(ways, rates, seconds, described) -> None:
     median = {way: statistics.median(found) for way, found in rates.items()}
     print(f"{MODEL}, {ROUNDS} rounds, {os.cpu_count()} processors\n")
     print("| engine alone, batches of 16 | images/s | spread |\n|---|---|---|")
-    for precision, text in described.items():
-        found = rates["bare", precision]
-        print(f"| {precision}: {text} | {median['bare', precision]:.1f} | {min(found):.1f} to {max(found):.1f} |")
+    for served, text in described.items():
+        found = rates["bare", served]
+        print(f"| {served}: {text} | {median['bare', served]:.1f} | {min(found):.1f} to {max(found):.1f} |")
     print("\n| clients | server | requests/s | of the engine alone | of torchvision's | p50 ms | p95 ms | p99 ms |")
     print("|---|---|---|---|---|---|---|---|")
     for way in ways:

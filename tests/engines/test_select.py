@@ -13,7 +13,7 @@ from vggkit.engines.info import EngineInfo, explain_choice
 from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.outputs import list_reads
 from vggkit.engines.pytorch import PyTorchEngine
-from vggkit.engines.select import choose_engine, resolve_choice
+from vggkit.engines.select import choose_engine, resolve_choice, resolve_for_batches
 from vggkit.errors import BadConfiguration, BadInput, MissingExtra, UnknownName
 from vggkit.hardware import computes_bf16, has_accelerator, multiplies_bytes
 from vggkit.models.vgg import VGG
@@ -258,3 +258,25 @@ class TestBytes:
     def test_ranges_and_int8_go_together(self, network, able, name, wrong, said):
         with pytest.raises(BadConfiguration, match=said):
             choose_engine(network, CPU, engine=name, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "expected"),
+    [
+        ({"avx512_bf16"}, {}, ("ncnn", "fp32")),
+        ({"avx512_bf16"}, {"precision": "bf16"}, ("ncnn", "fp32")),
+        ({"avx512_bf16"}, {"pixels": 112}, ("openvino", "bf16")),
+        ({"avx512_bf16"}, {"engine": "openvino"}, ("openvino", "bf16")),
+        ({"avx512_bf16", "amx_bf16"}, {}, ("openvino", "bf16")),
+        (set(), {}, ("ncnn", "fp32")),
+        ({"avx512_vnni"}, {"precision": "int8"}, ("openvino", "int8")),
+    ],
+)
+def test_batches_of_large_images(flags, options, expected, monkeypatch):
+    """In float32 where ncnn is faster in it than OpenVINO is in bfloat16."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr("vggkit.hardware._list_processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("vggkit.hardware.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    wanted = {"precision": "auto", "engine": "auto", "pixels": 224} | options
+    assert resolve_for_batches("cpu", **wanted)[1:] == expected

@@ -75,8 +75,8 @@ class NCNNEngine(NamedEngine):
     """Runs a VGG with ncnn on the processor, in float32. Threads may share it.
 
     A single image has all processors; several are computed side by side, each by one thread, and fully connected
-    layers compute the rows of all of them together, so that their weights are read once. Images of every size share
-    a net. For an image whose values overflow in some layer all outputs are NaN.
+    layers compute all of them together, so that their weights are read once. Images of every size share a net. For
+    an image whose values overflow in some layer all outputs are NaN.
 
     Args:
         weights: A VGG, or a ModelFile, which needs no torch.
@@ -95,7 +95,7 @@ class NCNNEngine(NamedEngine):
             self._ncnn = import_ncnn()
             reading.result()
         self.info = EngineInfo(name="ncnn", precision="fp32", device="cpu", version=self._ncnn.__version__)
-        self._programs: dict[tuple[Sides, bool], _Program] = {}
+        self._programs: dict[tuple[Sides, bool, bool], _Program] = {}
         self._nets: dict[tuple[str, bool, bool], Any] = {}
         self._bound: float | None = None
         self._choosing = Lock()
@@ -106,15 +106,16 @@ class NCNNEngine(NamedEngine):
         batch = np.ascontiguousarray(batch, dtype=np.float32)
         with self._choosing:
             program, nets, few = self._choose(batch)
-        side_by_side, rows_together = (1, 1) if few else (min(count_threads(), len(batch)), len(batch))
+        side_by_side = 1 if few else min(count_threads(), len(batch))
         # New threads for each call: those of OpenMP belong to the thread that began them, and in a forked process
         # its first thread would wait for some that are not there.
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="ncnn") as pool:
             found = _compute(self._ncnn, nets[0], program.each, batch, pool)
             if program.joined is not None and program.together.values:
-                rows = found[program.joined].reshape(-1, rows_together, found[program.joined].shape[-1])
-                of_rows = _compute(self._ncnn, nets[1], program.together, rows, pool)
-                found |= {blob: values.reshape(len(batch), -1) for blob, values in of_rows.items()}
+                rows = found[program.joined].reshape(len(batch), -1)
+                given = rows if few else np.ascontiguousarray(rows.T)[None, :, None]
+                of_rows = _compute(self._ncnn, nets[1], program.together, given, pool)
+                found |= {blob: values if few else values[0, :, 0].T for blob, values in of_rows.items()}
         lost = np.zeros(len(batch), bool)
         for blob in program.watched:
             lost |= ~np.isfinite(found[blob].reshape(len(batch), -1)).all(axis=1)
@@ -127,15 +128,15 @@ class NCNNEngine(NamedEngine):
         """What is computed, by which nets, and whether all processors work on one image after another."""
         if self._bound is None:
             self._bound = bound_trunk(self._configuration, self._plan, self._source.read(self._plan.keys))
-        key = (batch.shape[2], batch.shape[3]), can_overflow(self._bound * WINOGRAD_GAIN, batch)
+        # Nothing but the number of images decides it: the two ways sum in another order.
+        few = len(batch) * PROCESSORS_AN_IMAGE < max(count_threads(), 2 * PROCESSORS_AN_IMAGE)
+        key = (batch.shape[2], batch.shape[3]), can_overflow(self._bound * WINOGRAD_GAIN, batch), few
         operations = None
         if key not in self._programs:
             self._programs[key], operations = self._build(*key)
             if len(self._programs) > MOST_SIZES:
                 del self._programs[next(iter(self._programs))]
         program = self._programs[key]
-        # Nothing but the number of images decides it: the two ways sum in another order.
-        few = len(batch) * PROCESSORS_AN_IMAGE < max(count_threads(), 2 * PROCESSORS_AN_IMAGE)
         nets = []
         for described, is_first in ((program.each, True), (program.together, False)):
             place = described.text, few, program.direct
@@ -157,8 +158,8 @@ class NCNNEngine(NamedEngine):
             del self._nets[next(iter(self._nets))]
         return program, nets, few
 
-    def _build(self, size: Sides, watched: bool) -> tuple[_Program, NCNNOperations]:
-        operations = NCNNOperations()
+    def _build(self, size: Sides, watched: bool, few: bool) -> tuple[_Program, NCNNOperations]:
+        operations = NCNNOperations(several=not few)
         weights = self._source.read(self._plan.keys)
         builder = GraphBuilder[Blob](self._configuration, self._plan, weights, operations, watch_trunk=watched)
         outputs = tuple(builder.build(operations.images, size).values())
@@ -186,8 +187,7 @@ def _load(
 ) -> Any:
     """A net; ncnn copies the weights, or stores what its algorithms make of them.
 
-    `packed`: matrices are stored in the order that products with several rows need, which takes twice the time, and
-    is no faster for one row.
+    `packed`: weights are stored in the order that maps need, which takes twice the time; a row gains nothing by it.
     """
     net = ncnn.Net()
     net.opt.num_threads = threads
@@ -223,10 +223,8 @@ def _make_reader(ncnn: ModuleType, weights: Sequence[NDArray[np.generic]]) -> An
 def _compute(
     ncnn: ModuleType, net: Any, described: _Net, inputs: Rows, pool: ThreadPoolExecutor
 ) -> dict[Blob, Rows]:
-    """The values of a net for each input, an image (C, H, W) or rows (N, F), in the threads of a pool."""
-    # One row is given as a vector, which has a product of its own.
-    given = [each[0] if each.ndim == 2 and len(each) == 1 else each for each in inputs]
-    found = pool.map(lambda each: _extract(ncnn, net, described.names, each), given)
+    """The values of a net for each input, an image (C, H, W) or a row (F,), in the threads of a pool."""
+    found = pool.map(lambda each: _extract(ncnn, net, described.names, each), inputs)
     return dict(zip(described.values, map(np.stack, zip(*found, strict=True)), strict=True))
 
 

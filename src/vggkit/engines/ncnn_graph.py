@@ -1,8 +1,9 @@
 """The operations of a VGG as layers of ncnn: the text that it reads, and the weights in that order.
 
-ncnn computes one image at a time. Its matrices take rows of several images too, and read their weights once for all
-of them, which are most of a VGG's; so what follows the first matrix is a second net, for all images together. No
-torch here. Shape letters: N images, C channels, H and W pixels, F features.
+ncnn computes one image at a time. What follows the first matrix is a second net, for all images together, so that
+its weights, which are most of a VGG's, are read once for all of them. No torch here.
+
+Shape letters: N images, C channels, H and W pixels, F features.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ class Blob(NamedTuple):
 
     name: str
     together: bool
-    """Whether it is of the second net, of all images: rows (N, F)."""
+    """Whether it is of the second net, of all images."""
 
 
 @dataclass(slots=True)
@@ -77,13 +78,19 @@ class NetLayers:
 
 
 class NCNNOperations:
-    """Layers of ncnn: of `each` image, and from the first matrix on of the rows of all images `together`."""
+    """Layers of ncnn: of `each` image, and from the first matrix on of all images `together`.
 
-    def __init__(self) -> None:
+    Args:
+        several: The second net reads the rows of several images as maps (F, 1, N) and multiplies them by
+            convolutions 1×1, which ncnn divides better than the products of rows; otherwise one row (F,).
+    """
+
+    def __init__(self, *, several: bool) -> None:
+        self._several = several
         self.each, self.together = NetLayers("images"), NetLayers("rows")
         self.images = Blob("images", False)
         self.joined: Blob | None = None
-        """What `together` reads: a row of each image."""
+        """What `together` reads of each image: a row (F,)."""
         self.watched: list[Blob] = []
         """Values that are finite where nothing overflowed."""
         self._kept: set[str] = set()
@@ -130,8 +137,11 @@ class NCNNOperations:
     def connect(self, rows: Blob, weight: Values, bias: Values | None, reads: str | None) -> Blob:
         if not rows.together:
             self.joined, rows = rows, Blob("rows", True)
-        settings = {0: len(weight), 1: int(bias is not None), 2: weight.size}
-        return self._add("InnerProduct", [rows], settings, _list_arrays(weight, bias))
+        arrays = _list_arrays(weight, bias)
+        if self._several:
+            settings = {0: len(weight), 1: 1, 5: len(arrays) - 2, 6: weight.size}
+            return self._add("Convolution", [rows], settings, arrays)
+        return self._add("InnerProduct", [rows], {0: len(weight), 1: len(arrays) - 2, 2: weight.size}, arrays)
 
     def average(self, maps: Blob) -> Blob:
         return self._add("Pooling", [maps], {0: 1, 4: 1})

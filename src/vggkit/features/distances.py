@@ -38,12 +38,15 @@ def gram(values: Tensor) -> Tensor:
     return matrices
 
 
-def normalize_channels(values: Tensor) -> Tensor:
-    """Maps (N, C, H, W) whose channels have length 1 at each place; places of zeros stay zeros."""
+def normalize_channels(values: Tensor, *, in_place: bool = False) -> Tensor:
+    """Maps (N, C, H, W) whose channels have length 1 at each place; places of zeros stay zeros.
+
+    With `in_place` the maps may be overwritten, and are where no gradient needs them.
+    """
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and values.requires_grad):
         # The gradient of the other form is not defined at zeros.
         return values / torch.linalg.vector_norm(values, dim=1, keepdim=True).add(NORM_EPSILON)
-    found = torch.empty_like(values)
+    found = values if in_place else torch.empty_like(values)
     for columns, result in zip(values.flatten(2), found.flatten(2), strict=True):
         for first, stop in _blocks(columns):
             ours = columns[:, first:stop]

@@ -275,7 +275,7 @@ class PerceptualLoss(nn.Module):
         for name in self._content_weights():
             values = found.pop(name)
             if self.config.metric == "lpips":
-                values = normalize_channels(widen(values))
+                values = normalize_channels(widen(values), in_place=True)
             content[name] = values
         return Reference(content, style)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vggkit.engines.info import EngineInfo, WantedEngine
 from vggkit.engines.model_weights import ModelFile, Values
 from vggkit.engines.outputs import WantedPrecision
-from vggkit.engines.select import choose_engine, resolve_choice
+from vggkit.engines.select import choose_engine, resolve_for_batches
 from vggkit.engines.stream import NamedEngine
 from vggkit.errors import BadConfiguration, BadInput
 from vggkit.explanations.closed_form import HeadGradient, grad_cam
@@ -165,8 +165,11 @@ def _build_engines(
     file: ModelFile, computing: Computing, needed: tuple[str, ...], layer: str
 ) -> list[tuple[Wanted, NamedEngine]]:
     """One engine for everything, in one pass; with int8 a second one for vectors, in the precision of `auto`."""
-    device, name, precision = resolve_choice(
-        computing.device, precision=computing.precision, engine=computing.engine
+    device, name, precision = resolve_for_batches(
+        computing.device,
+        precision=computing.precision,
+        engine=computing.engine,
+        pixels=file.card.preprocessing.crop_pixels,
     )
     vectors = () if precision == "int8" else (layer,)
     names = tuple(dict.fromkeys((LOGITS, *vectors, *needed)))
