@@ -10,7 +10,7 @@ from vggkit.classifier import Classifier
 from vggkit.engines import info
 from vggkit.engines import select as choosing
 from vggkit.engines.info import EngineInfo, explain_choice
-from vggkit.engines.model_weights import ModelFile
+from vggkit.engines.model_weights import ModelFile, NetworkWeights
 from vggkit.engines.outputs import list_reads
 from vggkit.engines.pytorch import PyTorchEngine
 from vggkit.engines.select import choose_engine, resolve_choice, resolve_for_batches
@@ -280,3 +280,13 @@ def test_batches_of_large_images(flags, options, expected, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     wanted = {"precision": "auto", "engine": "auto", "pixels": 224} | options
     assert resolve_for_batches("cpu", **wanted)[1:] == expected
+
+
+@pytest.mark.parametrize(("pixels", "expected"), [(32, "openvino"), (112, "ncnn"), (None, "ncnn")])
+def test_ncnn_is_for_larger_images(network, pixels, expected, monkeypatch):
+    """Of 32 pixels OpenVINO computes four times as many in the same time."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("ncnn")
+    monkeypatch.setattr("vggkit.hardware.platform.machine", lambda: "x86_64")
+    weights = NetworkWeights(network, pixels=pixels)
+    assert choose_engine(weights, "cpu", precision="fp32").info.name == expected

@@ -121,7 +121,10 @@ def test_what_predict_takes_is_marked(found):
     (auto,) = [each for each in found.engines if each.is_auto]
     assert (auto.engine, auto.precision) == ("openvino", "bf16" if computes_bf16("cpu") else "fp32")
     (default,) = [each for each in found.engines if each.is_python_default]
-    assert (default.engine, default.precision) == (resolve_choice("cpu", precision="fp32")[1], "fp32")
+    assert (default.engine, default.precision) == (
+        resolve_choice("cpu", precision="fp32", pixels=found.input_pixels)[1],
+        "fp32",
+    )
 
 
 @pytest.mark.slow
@@ -274,7 +277,7 @@ def test_from_the_shell_on_a_processor_with_avx2_alone(model, photos, tmp_path, 
     for (_, precision), each in engines.items():
         assert each["problem"] == ("this processor has no fast bfloat16" if precision == "bf16" else None)
     assert [name for name, each in engines.items() if each["is_auto"]] == [
-        (resolve_choice("cpu", precision="fp32")[1], "fp32")
+        (resolve_choice("cpu", precision="fp32", pixels=found.input_pixels)[1], "fp32")
     ]
     assert 1e-4 < engines["openvino", "int8"]["agreement"]["error"] < 0.2
     assert (tmp_path / "b.png").stat().st_size > 10_000

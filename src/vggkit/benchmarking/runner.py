@@ -172,9 +172,10 @@ def _is_short(process: EngineProcess) -> bool:
     return available is not None and available < need
 
 
-def describe(runs: Sequence[EngineRun], device: str) -> tuple[EngineTimings, ...]:
-    """The records, fastest first."""
-    (place, *auto), (_, *default) = resolve_choice(device), resolve_choice(device, precision="fp32")
+def describe(runs: Sequence[EngineRun], device: str, *, pixels: int) -> tuple[EngineTimings, ...]:
+    """The records, fastest first; of images of so many pixels a side."""
+    place, *auto = resolve_choice(device, pixels=pixels)
+    _, *default = resolve_choice(device, precision="fp32", pixels=pixels)
     found = []
     for each in runs:
         own, is_there = [each.engine, each.precision], each.device == str(place)

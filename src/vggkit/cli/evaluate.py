@@ -74,8 +74,8 @@ def evaluate(
         precision: Precision of the computation. bf16 and int8 are noted beside the metrics. auto: bf16 where the
             device supports it natively. int8: on a CPU, for a classifier whose file holds activation ranges (vggkit
             bench --keep-ranges).
-        engine: Library that computes. auto: PyTorch on CUDA, on MPS and for whole images; else ncnn (fp32 on x86),
-            OpenVINO, ONNX Runtime or PyTorch, the first of them that is installed.
+        engine: Library that computes. auto: PyTorch on CUDA, on MPS and for whole images; else ncnn (fp32 on x86
+            from 112 pixels on), OpenVINO, ONNX Runtime or PyTorch, the first of them that is installed.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
         json: Print a JSON object in place of the text.

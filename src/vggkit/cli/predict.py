@@ -66,8 +66,8 @@ def predict(
         device: auto, cpu, cuda or mps.
         precision: Precision of the computation. auto: bf16 where the device supports it natively, else fp32. int8:
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
-        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU ncnn (fp32 on x86), OpenVINO, ONNX
-            Runtime or PyTorch, the first of them that is installed.
+        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU ncnn (fp32 on x86 from 112 pixels
+            on), OpenVINO, ONNX Runtime or PyTorch, the first of them that is installed.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
         views: The views of each image whose probabilities are averaged. one: the image. mirror: also its mirror
@@ -201,8 +201,8 @@ def embed(
         device: auto, cpu, cuda or mps.
         precision: Precision of the computation. auto: bf16 where the device supports it natively, else fp32. int8:
             on a CPU, for a classifier whose file holds activation ranges (vggkit bench --keep-ranges).
-        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU ncnn (fp32 on x86), OpenVINO, ONNX
-            Runtime or PyTorch, the first of them that is installed.
+        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU ncnn (fp32 on x86 from 112 pixels
+            on), OpenVINO, ONNX Runtime or PyTorch, the first of them that is installed.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
         save_seconds: Seconds between two saves of finished rows, in the folder OUT.parts.

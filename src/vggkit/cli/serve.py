@@ -53,8 +53,8 @@ def serve(
         precision: Precision of the computation. auto: bf16 where the device supports it natively, else fp32. In
             place of bf16 fp32 where ncnn is installed and computes batches faster in it. int8: on a CPU, for a
             classifier whose file holds activation ranges (vggkit bench --keep-ranges).
-        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU ncnn (fp32 on x86), OpenVINO, ONNX
-            Runtime or PyTorch, the first of them that is installed.
+        engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU ncnn (fp32 on x86 from 112 pixels
+            on), OpenVINO, ONNX Runtime or PyTorch, the first of them that is installed.
         limits: What requests may take.
         token_file: File with the token that requests must hold (Authorization: Bearer). Without it: VGGKIT_TOKEN
             of the environment, and without that no token.

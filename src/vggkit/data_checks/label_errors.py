@@ -52,7 +52,7 @@ def extract_features(
 
     Raises BadData where an image was removed since, and BadInput where the network's values overflow.
     """
-    engine = choose_engine(classifier.network, device, output="statistics", precision="fp32")
+    engine = choose_engine(classifier, device, output="statistics", precision="fp32")
     images = [record.image for record in records]
     rows, lost = [], []
     predictions = stream_results(engine, classifier.preprocessing, images, batch_size=batch_size)

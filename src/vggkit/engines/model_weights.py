@@ -55,6 +55,7 @@ class NetworkWeights:
         network: The VGG.
         activation: How logits become probabilities.
         activation_ranges: Those that int8 needs; see `measure_ranges`.
+        pixels: Sides of its images in pixels, where they are known.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class NetworkWeights:
         *,
         activation: Activation = Activation(),  # noqa: B008 (frozen)
         activation_ranges: Ranges = MappingProxyType({}),
+        pixels: int | None = None,
     ) -> None:
         self._network = network
         self.activation = activation
         self.activation_ranges = activation_ranges
+        self.pixels = pixels
 
     @property
     def configuration(self) -> Configuration:
@@ -128,6 +131,11 @@ class ModelFile:
     def activation_ranges(self) -> Ranges:
         """The activation ranges that int8 needs; empty where they were not measured."""
         return self.card.activation_ranges
+
+    @property
+    def pixels(self) -> int:
+        """Sides of its images in pixels."""
+        return self.card.preprocessing.crop_pixels
 
     def read(self, keys: Sequence[str]) -> dict[str, Values]:
         """The values of these keys in float32, where they are that in the file itself.
@@ -223,4 +231,9 @@ def find_weights(given: "Weights | VGG | Model") -> Weights:
     if network is None:
         return NetworkWeights(cast("VGG", given))
     card = cast("Model", given).card
-    return NetworkWeights(network, activation=card.activation, activation_ranges=card.activation_ranges)
+    return NetworkWeights(
+        network,
+        activation=card.activation,
+        activation_ranges=card.activation_ranges,
+        pixels=card.preprocessing.crop_pixels,
+    )

@@ -25,9 +25,13 @@ NEEDED: Final[dict[EngineName, tuple[str, ...]]] = {
 }
 """The packages that each engine computes with."""
 
-LEAST_PIXELS: Final = 192
-"""With smaller images OpenVINO's bfloat16 is faster than ncnn's float32: 1.05 times at 160 pixels a side, 1.4 times
-at 112; at 224 it takes 1.1 times as long (VGG11 and VGG16 on a Zen 5)."""
+USUAL_PIXELS: Final = 224
+"""Sides of the images where they are not known."""
+LEAST_PIXELS: Final = 112
+"""Sides from which on ncnn's float32 is at least as fast as OpenVINO's, with AVX2 and with AVX-512. At 64 pixels it
+is 0.6 to 0.8 times as fast (VGG11 on a Zen 5, batches), at 32 a fifth."""
+LEAST_PIXELS_FOR_BATCHES: Final = 192
+"""The same of OpenVINO's bfloat16: at 160 pixels ncnn is 0.95 times as fast, at 224 1.1 times (VGG11, VGG16)."""
 
 
 def choose_engine(
@@ -51,13 +55,16 @@ def choose_engine(
             processor without it, and its `info` says fp32. int8 is computed by OpenVINO on the processor only.
         activation_ranges: For int8, the result of `measure_ranges`; None: those stored in the model.
         engine: auto: PyTorch on CUDA and MPS; on a CPU the first of these that is installed and computes in that
-            precision: ncnn (on x86), OpenVINO, ONNX Runtime and PyTorch.
+            precision: ncnn (on x86, for images of 112 pixels and more), OpenVINO, ONNX Runtime and PyTorch.
         as_read: In int8, compute several outputs in one pass, rounded as the layers that read them read them.
 
     Raises UnknownName, BadConfiguration for an engine without that precision or device, MissingExtra, BadInput and
     BadCheckpoint.
     """
-    place, name, chosen = resolve_choice(device, precision=precision, engine=engine)
+    weights = find_weights(model)
+    place, name, chosen = resolve_choice(
+        device, precision=precision, engine=engine, pixels=weights.pixels or USUAL_PIXELS
+    )
     if name in ("onnx", "ncnn") and chosen != "fp32":
         title = "ncnn" if name == "ncnn" else "ONNX Runtime"
         raise BadConfiguration(f"{title} computes in float32 on processors; take precision fp32, or OpenVINO")
@@ -65,7 +72,6 @@ def choose_engine(
         raise BadConfiguration(
             "int8 is computed by OpenVINO on processors; take engine openvino and device cpu, or bf16"
         )
-    weights = find_weights(model)
     if chosen == "int8" and activation_ranges is None:
         activation_ranges = weights.activation_ranges
     check_precision(chosen, activation_ranges)
@@ -101,8 +107,12 @@ def resolve_choice(
     *,
     precision: WantedPrecision = "auto",
     engine: WantedEngine = "auto",
+    pixels: int = USUAL_PIXELS,
 ) -> tuple["torch.device | str", EngineName, Precision]:
-    """Resolve `auto`: (device, engine, precision); raises UnknownName, BadInput and BadConfiguration."""
+    """Resolve `auto` for images of so many pixels a side: (device, engine, precision).
+
+    Raises UnknownName, BadInput and BadConfiguration.
+    """
     if engine not in get_args(WantedEngine):
         raise UnknownName.of("engine", engine, get_args(WantedEngine))
     place = _resolve_device(device, engine)
@@ -111,7 +121,7 @@ def resolve_choice(
         chosen = precision
     elif engine not in ("onnx", "ncnn") and computes_bf16(place):
         chosen = "bf16"
-    name = _resolve_engine(place, chosen) if engine == "auto" else engine
+    name = _resolve_engine(place, chosen, pixels) if engine == "auto" else engine
     if name == "openvino" and chosen == "bf16" and not computes_bf16(place):
         chosen = "fp32"  # OpenVINO computes in float32 there
     return place, name, chosen
@@ -120,15 +130,15 @@ def resolve_choice(
 def resolve_for_batches(
     device: "torch.device | str", *, precision: WantedPrecision, engine: WantedEngine, pixels: int
 ) -> tuple["torch.device | str", EngineName, Precision]:
-    """The same for batches of images of so many pixels a side: bf16 becomes float32 where ncnn is faster in it.
+    """The same for batches of images: bf16 becomes float32 where ncnn is faster in it.
 
     A processor with bfloat16 in vectors multiplies it twice as fast as float32; in large maps Winograd's algorithm
     saves more than half of the products. With matrix units (AMX) it is not so.
     """
-    place, name, chosen = resolve_choice(device, precision=precision, engine=engine)
-    if (engine, name, chosen) == ("auto", "openvino", "bf16") and pixels >= LEAST_PIXELS:
+    place, name, chosen = resolve_choice(device, precision=precision, engine=engine, pixels=pixels)
+    if (engine, name, chosen) == ("auto", "openvino", "bf16") and pixels >= LEAST_PIXELS_FOR_BATCHES:
         has_matrix_units = "amx_bf16" in find_processor_features()
-        if not has_matrix_units and _resolve_engine(place, "fp32") == "ncnn":
+        if not has_matrix_units and _resolve_engine(place, "fp32", pixels) == "ncnn":
             return place, "ncnn", "fp32"
     return place, name, chosen
 
@@ -148,13 +158,13 @@ def _resolve_device(device: "torch.device | str", engine: str) -> "torch.device 
     return choose_device(device) if isinstance(device, str) and kind != "cpu" else device
 
 
-def _resolve_engine(place: "torch.device | str", precision: Precision) -> EngineName:
+def _resolve_engine(place: "torch.device | str", precision: Precision, pixels: int) -> EngineName:
     """The fastest for the device that is installed."""
     if precision == "int8" and _find_kind(place) == "cpu":
         return "openvino"  # no other does
     order: tuple[EngineName, ...] = ("openvino",)
-    if precision == "fp32":  # ncnn's convolution is the fastest on x86; on other processors none was measured
-        order = ("ncnn", "openvino", "onnx") if has_x86() else ("openvino", "onnx")
+    if precision == "fp32":  # on other processors than x86 ncnn was not measured
+        order = ("ncnn", "openvino", "onnx") if has_x86() and pixels >= LEAST_PIXELS else ("openvino", "onnx")
     found = (name for name in order if all(map(importlib.util.find_spec, NEEDED[name])))
     return next(found, "pytorch") if _find_kind(place) == "cpu" else "pytorch"
 

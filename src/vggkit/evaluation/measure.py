@@ -92,8 +92,8 @@ def evaluate(
             bf16 where the device supports it natively. `int8`: on processors only; needs the Classifier's
             activation ranges.
         engine: `pytorch`, `openvino`, `onnx` or `ncnn`; `auto`: PyTorch on CUDA and MPS and for whole images, else
-            the first of ncnn (fp32 on x86), OpenVINO, ONNX Runtime and PyTorch that is installed and supports the
-            precision.
+            the first of ncnn (fp32 on x86 from 112 pixels on), OpenVINO, ONNX Runtime and PyTorch that is installed
+            and supports the precision.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
         on_progress: Called with the number of evaluated images and of all images.

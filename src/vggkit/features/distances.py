@@ -45,7 +45,8 @@ def normalize_channels(values: Tensor, *, in_place: bool = False) -> Tensor:
     """
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and values.requires_grad):
         # The gradient of the other form is not defined at zeros.
-        return values / torch.linalg.vector_norm(values, dim=1, keepdim=True).add(NORM_EPSILON)
+        lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        return values / lengths.add(NORM_EPSILON)
     found = values if in_place else torch.empty_like(values)
     for columns, result in zip(values.flatten(2), found.flatten(2), strict=True):
         for first, stop in _blocks(columns):

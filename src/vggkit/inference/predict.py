@@ -95,8 +95,8 @@ def predict(
         device: `auto`, `cpu`, `cuda`, `mps`.
         precision: The precision of the computation; auto: bf16 where the device multiplies it natively. int8 is
             for processors, and needs the Classifier's activation ranges.
-        engine: The engine; auto: PyTorch on CUDA and MPS, on processors ncnn (fp32 on x86), OpenVINO, ONNX Runtime
-            or PyTorch, the first that is installed and supports the precision.
+        engine: The engine; auto: PyTorch on CUDA and MPS, on processors ncnn (fp32 on x86 from 112 pixels on),
+            OpenVINO, ONNX Runtime or PyTorch, the first that is installed and supports the precision.
         reduced_decoding: Decode large JPEGs at a smaller scale, even where the Classifier does not: it is faster,
             reads some that are too large otherwise, and changes pixels slightly.
         views: The views of each image whose probabilities are averaged. `one`: the image. `mirror`: also its mirror

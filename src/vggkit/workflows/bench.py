@@ -125,7 +125,7 @@ def bench(
             rounds=rounds,
             machine=_describe_machine(device),
             versions=dict(_list_versions()),
-            engines=describe(runs, device),
+            engines=describe(runs, device, pixels=opened.card.preprocessing.crop_pixels),
         )
 
 
