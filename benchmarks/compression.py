@@ -1,7 +1,7 @@
 """What compression costs a VGG11 with batch norm that was trained on CIFAR-10's training images at 32 pixels.
 
-Of the 50,000 images a permutation (torch's generator, seed 0) sets the last 5,000 apart, which nothing else looks
-at, 1,000 before them to choose by, and up to 44,000 to learn from and fit on. For each seed a network is trained,
+The images are divided as in cifar10.py: 5,000 that nothing else looks at, 1,000 to choose by, and up to 44,000 to
+learn from and fit on. For each seed a network is trained,
 or taken from --models, and compressed as `vggkit compress` does: channels in steps of the multiply-adds, each
 followed by fine-tuning with the network as it was as the teacher. Each network is measured with its weights in
 float32, int8 and int4, beside the network as it was, on the 5,000. Without any training: the same network with its
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar10 import DATA, divide
 from numpy.typing import NDArray
 from torch import nn
 from torchvision.models.vgg import make_layers
@@ -36,12 +37,11 @@ from vggkit.compression.records import RunPrecision
 from vggkit.compression.steps import Compressed, Compressor
 from vggkit.engines.select import choose_engine
 from vggkit.hardware import name_processor
-from vggkit.images.dataset import ImageDataset, ImageSample
+from vggkit.images.dataset import ImageDataset
 from vggkit.images.preprocessing import choose_preprocessing
 from vggkit.weights.model import Model
 from vggkit.weights.storage import Storage
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 CPU = torch.device("cpu")
 STAGES = (0.58, 0.77, 0.88)
 ENERGIES = (0.99, 0.95, 0.9)
@@ -88,18 +88,6 @@ class Row:
     """Times the network as it was, in float32 by the same engine."""
     times_torchvision: float
     """Times torchvision's modules with the weights as they were, eager and in float32."""
-
-
-def divide(opened: ImageDataset, *, train: int, test: int) -> ImageDataset:
-    everything = opened.split("train", "all")
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def take(start: int, stop: int) -> list[ImageSample]:
-        return [everything[place] for place in order[start:stop]]
-
-    return opened.keep(
-        {"train": take(0, min(train, 44_000)), "val": take(44_000, 45_000), "test": take(50_000 - test, 50_000)}
-    )
 
 
 def train(images: ImageDataset, *, seed: int, epochs: int, blocks: str | None, head: str, folder: Path) -> Model:
@@ -379,7 +367,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     started = time.perf_counter()
-    images = divide(vk.open_dataset(str(DATA)), train=options.images, test=5_000)
+    images = divide(vk.open_dataset(str(DATA)))
+    images = images.keep({name: list(images.split(name))[: options.images] for name in ("train", "val", "test")})
     seeds: list[list[Row]] = []
     for seed in range(len(options.models) if options.models else options.seeds):
         with tempfile.TemporaryDirectory() as name:
