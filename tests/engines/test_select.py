@@ -41,7 +41,10 @@ class TestOnProcessors:
         monkeypatch.setattr(choosing, "has_x86", lambda: True)
         engine = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "NCNNEngine"
-        assert explain(engine, precision="fp32") == "ncnn in float32; it is the fastest in float32 on x86"
+        assert (
+            explain(engine, precision="fp32")
+            == "ncnn in float32; it is the fastest in float32 on x86 for images of this size"
+        )
         assert explain(engine, precision="fp32", engine_requested="ncnn") == "ncnn in float32"
         assert engine.info.version == sys.modules["ncnn"].__version__
         monkeypatch.setattr(choosing, "has_x86", lambda: False)
@@ -55,7 +58,8 @@ class TestOnProcessors:
             monkeypatch.setattr(place, "has_x86", lambda: x86)
         engine = choose_engine(network, CPU, precision="fp32")
         assert type(engine).__name__ == "OpenVINOEngine"
-        faster = '; pip install "vggkit[ncnn]" makes it faster' if x86 else ""
+        advice = '; pip install "vggkit[ncnn]" makes it faster for images of 112 pixels and more'
+        faster = advice if x86 else ""
         assert explain(engine, precision="fp32") == f"OpenVINO in float32{faster}"
         assert explain(engine, precision="fp32", engine_requested="openvino") == "OpenVINO in float32"
         version = sys.modules["openvino"].__version__

@@ -200,7 +200,8 @@ def test_whole_images_stay_with_pytorch_unless_an_engine_was_named(papers, able)
         engines = prepare_engines(papers, plan, device="cpu", **options)
         return {way: engine.info.describe() for way, engine in engines.items()}
 
-    chosen = {"openvino": "OpenVINO", "ncnn": "ncnn"}[resolve_choice("cpu", precision="fp32")[1]]
+    pixels = papers.preprocessing.crop_pixels
+    chosen = {"openvino": "OpenVINO", "ncnn": "ncnn"}[resolve_choice("cpu", precision="fp32", pixels=pixels)[1]]
     assert log() == {"whole": "PyTorch in float32", "grid": f"{chosen} in float32"}
     assert log(precision="bf16") == {
         "whole": "PyTorch in bfloat16",

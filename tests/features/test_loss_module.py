@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -101,24 +102,74 @@ def test_the_target_of_all_layers_passes_once(trunk, images, monkeypatch):
 
 
 @pytest.fixture
-def two_threads():
+def set_threads():
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def two_threads(set_threads):
+    set_threads(2)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_images_and_target_at_the_same_time(at_once, trunk, images, two_threads):
+def test_images_and_target_at_the_same_time(at_once, threads, trunk, images, set_threads):
     loss = vk.PerceptualLoss(CONFIG, trunk=trunk, convolution="winograd", images_at_once=at_once)
     given, target = images
+    set_threads(threads)
     found = [differentiate(loss, given, target), differentiate(loss, given, content=target, style=target[:1])]
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
+    assert loss(given, given) == 0
+    with torch.no_grad():
+        assert not loss(given, target).requires_grad
+    assert torch.get_num_threads() == threads
+    set_threads(1)
     for ours, named in zip(found, ({"target": target}, {"content": target, "style": target[:1]}), strict=True):
         value, gradient = differentiate(loss, given, **named)
         assert torch.allclose(ours[0], value, rtol=1e-5)
         assert (ours[1] - gradient).norm() <= 1e-4 * gradient.norm()
+
+
+def test_an_image_is_at_no_distance_from_a_reference_to_itself(two_threads):
+    """Which algorithm is faster depends on the number of threads: both are computed with the same."""
+    torch.manual_seed(0)
+    trunk = VGG("vgg16", until="relu3_1", head="pool", num_classes=1)
+    config = vk.LossConfig(model="vgg16", content={"relu3_1": 1}, style={"relu3_1": 1})
+    loss = vk.PerceptualLoss(config, trunk=trunk, convolution="winograd")
+    image = torch.rand(1, 3, 32, 32)
+    assert loss(image, loss.reference(image)) == 0
+    assert not any(loss.terms(image, content=image, style=loss.reference(image)).values())
+
+
+def test_threads_that_begin_meanwhile_have_all_processors(trunk, images, set_threads):
+    set_threads(4)
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, convolution="winograd")
+    numbers = []
+
+    def compute():
+        loss(*images)
+        numbers.append(torch.get_num_threads())
+
+    for _ in range(3):
+        threads = [threading.Thread(target=compute) for _ in range(3)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert numbers == [4] * 9
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.:FutureWarning")
+def test_a_tangent_of_the_target_is_not_lost(trunk, images, two_threads):
+    """The contexts of torch.func belong to a thread."""
+    loss = vk.PerceptualLoss(CONFIG, trunk=trunk, convolution="winograd", images_at_once=3)
+    given, target = images
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.func.jvp(lambda each: loss(given, each), (target,), (torch.ones_like(target),))
+    gradient = torch.func.grad(lambda each: loss(given, each))(target)
+    expected = differentiate(lambda each: loss(given, each), target)[1]
+    assert torch.allclose(gradient, expected)
 
 
 @pytest.mark.parametrize("which", [0, 1])

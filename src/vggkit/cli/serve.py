@@ -50,9 +50,10 @@ def serve(
         layer: The layer that /embed computes. features: the input of the last fully connected layer; statistics;
             logits; probabilities; or a layer such as pool5 or relu6, whose maps are averaged over their area.
         device: auto, cpu, cuda or mps.
-        precision: Precision of the computation. auto: bf16 where the device supports it natively, else fp32. In
-            place of bf16 fp32 where ncnn is installed and computes batches faster in it. int8: on a CPU, for a
-            classifier whose file holds activation ranges (vggkit bench --keep-ranges).
+        precision: Precision of the computation. auto: bf16 where the device supports it natively, else fp32. On a
+            processor without AMX, images of 192 pixels and more are computed in fp32 in place of bf16 if ncnn is
+            installed, which is faster for batches; --engine openvino keeps bf16. int8: on a CPU, for a classifier
+            whose file holds activation ranges (vggkit bench --keep-ranges).
         engine: Library that computes. auto: PyTorch on CUDA and MPS; on a CPU ncnn (fp32 on x86 from 112 pixels
             on), OpenVINO, ONNX Runtime or PyTorch, the first of them that is installed.
         limits: What requests may take.

@@ -1,5 +1,6 @@
 """The record of an engine, and the sentences that are made from it. No torch here."""
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -62,10 +63,18 @@ def explain_choice(info: EngineInfo, *, precision: WantedPrecision, engine: Want
     if (info.name, engine, processor) == ("pytorch", "auto", "processor"):
         sentence += '; pip install "vggkit[fast]" makes it faster'
     elif (info.name, engine) == ("ncnn", "auto"):
-        sentence += "; it is the fastest in float32 on x86"
-    elif (info.name, info.precision, engine) == ("openvino", "fp32", "auto") and precision != "bf16" and has_x86():
-        sentence += '; pip install "vggkit[ncnn]" makes it faster'
+        sentence += "; it is the fastest in float32 on x86 for images of this size"
+    elif (
+        (info.name, info.precision, engine) == ("openvino", "fp32", "auto")
+        and precision != "bf16"
+        and _lacks_ncnn()
+    ):
+        sentence += '; pip install "vggkit[ncnn]" makes it faster for images of 112 pixels and more'
     return sentence
+
+
+def _lacks_ncnn() -> bool:
+    return has_x86() and importlib.util.find_spec("ncnn") is None
 
 
 def is_same_engine(recorded: object, info: EngineInfo) -> bool:

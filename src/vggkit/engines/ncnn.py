@@ -223,7 +223,10 @@ def _make_reader(ncnn: ModuleType, weights: Sequence[NDArray[np.generic]]) -> An
 def _compute(
     ncnn: ModuleType, net: Any, described: _Net, inputs: Rows, pool: ThreadPoolExecutor
 ) -> dict[Blob, Rows]:
-    """The values of a net for each input, an image (C, H, W) or a row (F,), in the threads of a pool."""
+    """The values of a net for each input, in the threads of a pool.
+
+    An input is an image (C, H, W), the row (F,) of one, or the rows of several as maps (F, 1, N).
+    """
     found = pool.map(lambda each: _extract(ncnn, net, described.names, each), inputs)
     return dict(zip(described.values, map(np.stack, zip(*found, strict=True)), strict=True))
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vggkit.arguments import demand_counts
 from vggkit.engines.averaged_views import Views, demand_views, list_views
 from vggkit.engines.info import WantedEngine
+from vggkit.engines.model_weights import NetworkWeights
 from vggkit.engines.outputs import WantedPrecision
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, NamedEngine, stream_rows
@@ -179,7 +180,7 @@ def prepare_engines(
         # Whole images have many sizes, for each of which OpenVINO would compile a model. Only it has int8.
         steady = engine == "auto" and way == "whole" and precision != "int8"
         engines[way] = choose_engine(
-            _adapt_network(classifier, way),
+            NetworkWeights(_adapt_network(classifier, way), pixels=classifier.preprocessing.crop_pixels),
             device,
             precision=precision,
             activation_ranges=activation_ranges,

@@ -47,6 +47,8 @@ def normalize_channels(values: Tensor, *, in_place: bool = False) -> Tensor:
         # The gradient of the other form is not defined at zeros.
         lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
         return values / lengths.add(NORM_EPSILON)
+    if not (values.is_contiguous() or values.is_contiguous(memory_format=torch.channels_last)):
+        values = values.contiguous()
     found = values if in_place else torch.empty_like(values)
     for columns, result in zip(values.flatten(2), found.flatten(2), strict=True):
         for first, stop in _blocks(columns):

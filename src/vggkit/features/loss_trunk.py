@@ -16,6 +16,7 @@ from vggkit.errors import BadConfiguration, BadInput
 from vggkit.features.convolution import Kernel, convolve, turn
 from vggkit.features.loss_config import LossConfig
 from vggkit.features.pooling import pool_first_largest, pool_largest
+from vggkit.features.side_by_side import is_thread_alike
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing, choose_preprocessing
 from vggkit.models.configuration import Configuration
@@ -115,7 +116,7 @@ class LossTrunk(Features):
 
     def is_faster_side_by_side(self, images: Tensor) -> bool:
         """Whether two passes at a time, on half of the processors each, are faster and as exact as one by one."""
-        return images.device.type == "cpu" and not self._is_direct and _is_plain(images)
+        return images.device.type == "cpu" and not self._is_direct and _is_plain(images) and is_thread_alike()
 
     def _apply_layer(self, module: nn.Module, values: Tensor, *, in_place: bool) -> Tensor:
         match module:

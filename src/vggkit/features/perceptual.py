@@ -253,14 +253,13 @@ class PerceptualLoss(nn.Module):
     def _computes_side_by_side(self, images: Tensor, compared: Pair) -> bool:
         """Whether layers of the images and of the target are computed at the same time.
 
-        Not for `direct`: its last bits depend on the number of threads.
+        Not for `direct`, nor beside a reference: which algorithm is faster, and so the last bits, depends on the
+        number of threads, and those of an image and its target must be equal.
         """
+        if any(isinstance(each, Reference) for each in compared) or not self.trunk.is_faster_side_by_side(images):
+            return False
         targets = [each for each in compared if isinstance(each, Tensor)]
-        return (
-            bool(targets)
-            and self.trunk.is_faster_side_by_side(images)
-            and not (torch.is_grad_enabled() and any(each.requires_grad for each in targets))
-        )
+        return not (torch.is_grad_enabled() and any(each.requires_grad for each in targets))
 
     def _refer(self, given: Compared) -> Reference | None:
         if given is None or isinstance(given, Reference):

@@ -49,8 +49,9 @@ def serve(
         max_wait_ms: Milliseconds that an image waits for others while these are being decoded.
         layer: The layer of `POST /embed`, as for `embed`.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. Where
-            ncnn computes batches faster in fp32, it does so for auto and bf16.
+        precision: The precision of the computation; auto: bf16 where the device multiplies it natively. On a
+            processor without AMX, images of 192 pixels and more are computed in fp32 in place of bf16 if ncnn is
+            installed, which is faster for batches; engine `openvino` keeps bf16.
         engine: The engine; auto: the fastest that is installed. Torch is imported only where PyTorch computes.
         limits: What requests may take.
         token_file: A file with the token that requests must hold; without it VGGKIT_TOKEN of the environment is

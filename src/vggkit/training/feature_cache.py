@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from vggkit.engines.graph_builder import describe_overflow
 from vggkit.engines.info import explain_choice
+from vggkit.engines.model_weights import NetworkWeights
 from vggkit.engines.select import choose_engine
 from vggkit.engines.stream import Engine, stream_rows
 from vggkit.errors import BadImage, BadInput, BadOutput
@@ -248,7 +249,8 @@ class _LateEngine:
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._engine is None:
-            engine = choose_engine(self._network, self._device, output="features", precision=self._precision)
+            weights = NetworkWeights(self._network, pixels=batch.shape[2])
+            engine = choose_engine(weights, self._device, output="features", precision=self._precision)
             self._engine = engine
             self.description = explain_choice(engine.info, precision=self._precision, engine="auto")
         return self._engine.run(batch)
