@@ -142,22 +142,23 @@ def test_an_image_is_at_no_distance_from_a_reference_to_itself(two_threads):
     assert not any(loss.terms(image, content=image, style=loss.reference(image)).values())
 
 
-def test_threads_that_begin_meanwhile_have_all_processors(trunk, images, set_threads):
+def test_several_callers_take_turns(trunk, images, set_threads):
     set_threads(4)
     loss = vk.PerceptualLoss(CONFIG, trunk=trunk, convolution="winograd")
-    numbers = []
+    expected, together, found = loss(*images), threading.Barrier(3), []
 
     def compute():
-        loss(*images)
-        numbers.append(torch.get_num_threads())
+        torch.get_num_threads()  # a thread takes the number that is set when it uses torch first
+        together.wait()
+        for _ in range(3):
+            found.append((float(loss(*images)), torch.get_num_threads()))
 
-    for _ in range(3):
-        threads = [threading.Thread(target=compute) for _ in range(3)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-    assert numbers == [4] * 9
+    threads = [threading.Thread(target=compute) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert found == [(float(expected), 4)] * 9
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script.:FutureWarning")

@@ -8,14 +8,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Barrier, Lock
+from threading import Lock
 from typing import TypeVar
 
 import torch
 
 First = TypeVar("First")
 Second = TypeVar("Second")
-_OPENING = Lock()
 
 
 def is_thread_alike() -> bool:
@@ -28,38 +27,44 @@ def is_thread_alike() -> bool:
 
 
 def compute_side_by_side(first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
-    """The results of both, on a CPU, with gradients where this thread computes them.
+    """The results of both, on a CPU, each with half of this thread's processors.
 
-    Each runs in a thread of its own, outside of contexts such as autocast, with half of this thread's processors;
-    where it has one alone, they run one after the other.
+    `first` runs in a thread of its own, without gradients and outside of contexts such as autocast; `second` in
+    this one. Where there is one processor alone, they run one after the other. Several callers take turns.
     """
-    has_gradients = torch.is_grad_enabled()
-    with _OPENING:
-        half = torch.get_num_threads() // 2
-        pool = _open_pool(os.getpid(), half) if half else None
-    if pool is None:
-        return first(), second()
+    other, turn = _open_thread(os.getpid())
+    # torch stores what a thread sets for the threads that begin later, too: a caller in such a thread waits until
+    # that is the number of all processors again.
+    with turn:
+        threads = torch.get_num_threads()
+        half = threads // 2
 
-    def run(compute: Callable[[], First | Second]) -> First | Second:
-        with torch.set_grad_enabled(has_gradients):
-            return compute()
+        def run() -> First:
+            torch.set_num_threads(half)
+            with torch.no_grad():
+                return first()
 
-    futures = pool.submit(run, first), pool.submit(run, second)
-    for each in futures:
-        each.exception()  # both have ended before an error of one is raised
-    return futures[0].result(), futures[1].result()  # type: ignore[return-value]
+        if half == 0:
+            with torch.no_grad():
+                found = first()
+            return found, second()
+        running = other.submit(run)
+        torch.set_num_threads(half)
+        try:
+            result = second()
+        finally:
+            running.exception()  # has ended before the number is set back
+            torch.set_num_threads(threads)
+        return running.result(), result
 
 
 @cache
-def _open_pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Two threads, kept: what torch prepares for each layer, it prepares for each thread.
+def _open_thread(process: int) -> tuple[ThreadPoolExecutor, Lock]:
+    """A thread that is kept, as what torch prepares for each layer, it prepares for each thread; and its lock.
 
     A process that was forked does not have its parent's threads.
     """
-    usual, both = torch.get_num_threads(), Barrier(3)
-    pool = ThreadPoolExecutor(2, f"vggkit-{process}", initializer=torch.set_num_threads, initargs=(threads,))
-    for _ in range(2):
-        pool.submit(both.wait)
-    both.wait()
-    torch.set_num_threads(usual)  # the number is also that of threads that begin later
-    return pool
+    return ThreadPoolExecutor(1, f"vggkit-{process}"), Lock()
+
+
+_open_thread(os.getpid())  # before threads could do so at the same time
