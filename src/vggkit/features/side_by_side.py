@@ -30,11 +30,10 @@ def compute_side_by_side(first: Callable[[], First], second: Callable[[], Second
     """The results of both, on a CPU, each with half of this thread's processors.
 
     `first` runs in a thread of its own, without gradients and outside of contexts such as autocast; `second` in
-    this one. Where there is one processor alone, they run one after the other. Several callers take turns.
+    this one. Where there is one processor alone, they run one after the other. Several callers take turns. The
+    number of threads that is set meanwhile is also that of a thread that uses torch for the first time then.
     """
     other, turn = _open_thread(os.getpid())
-    # torch stores what a thread sets for the threads that begin later, too: a caller in such a thread waits until
-    # that is the number of all processors again.
     with turn:
         threads = torch.get_num_threads()
         half = threads // 2
