@@ -37,16 +37,16 @@ def compute_side_by_side(first: Callable[[], First], second: Callable[[], Second
     with turn:
         threads = torch.get_num_threads()
         half = threads // 2
+        if half == 0:
+            with torch.no_grad():
+                found = first()
+            return found, second()
 
         def run() -> First:
             torch.set_num_threads(half)
             with torch.no_grad():
                 return first()
 
-        if half == 0:
-            with torch.no_grad():
-                found = first()
-            return found, second()
         running = other.submit(run)
         torch.set_num_threads(half)
         try:
