@@ -15,6 +15,7 @@ from vggkit.classifier import Classifier
 from vggkit.cli import main as cli
 from vggkit.cli.spelling import list_options, spell_options
 from vggkit.cli.train import train
+from vggkit.engines.model_weights import ModelFile
 from vggkit.engines.select import resolve_choice
 from vggkit.hardware import computes_bf16
 from vggkit.images.preprocessing import Preprocessing
@@ -524,7 +525,8 @@ def test_asking_a_file_on_a_processor_imports_no_torch(model, photos, tmp_path):
 
     told = ask("predict", model, image, "--device", "cpu")
     assert told.stdout.startswith(f"{image}: ")
-    exact = {"openvino": "OpenVINO", "ncnn": "ncnn"}[resolve_choice("cpu", precision="fp32")[1]]
+    chosen = resolve_choice("cpu", precision="fp32", pixels=ModelFile(model).pixels)[1]
+    exact = {"openvino": "OpenVINO", "ncnn": "ncnn"}[chosen]
     kind = "OpenVINO in bfloat16, which" if computes_bf16("cpu") else f"{exact} in float32, because"
     assert f"computed by {kind}" in told.stderr
     told = ask("predict", model, image, "--device", "cpu", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
