@@ -6,7 +6,7 @@
 import datetime
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,28 +20,23 @@ from vggkit.images.dataset import ImageDataset
 from vggkit.interruption import handle_signals
 from vggkit.models.configuration import Configuration
 from vggkit.models.configure import configure
-from vggkit.reports.lr_plot import plot_rate_search
 from vggkit.reports.plots import PlotEnding
 from vggkit.reports.progress import ProgressLine
-from vggkit.reports.search_plot import plot_search, write_search_table
 from vggkit.training.caller_settings import CallerSettings, bring_to_float32, demand_learnable, left_as_found
-from vggkit.training.distillation import open_teacher
 from vggkit.training.distributed.process_group import SINGLE, ProcessGroup
 from vggkit.training.distributed.split_head import check_split
 from vggkit.training.estimates import choose_batch_size
-from vggkit.training.lr_finder import search_learning_rate
 from vggkit.training.recipe import Recipe
 from vggkit.training.resolve_recipe import Situation, resolve_recipe
-from vggkit.training.search_trials import SearchResult
 from vggkit.weights.model import Model
 from vggkit.weights.pretrained import fetch
 from vggkit.weights.published_classifiers import find_published_for
 from vggkit.workflows.build_classifier import build_classifier, describe_start
 from vggkit.workflows.fit_and_record import OnEpoch, TrainingRun, fit_and_record
 from vggkit.workflows.prepare_images import prepare_images
-from vggkit.workflows.recipe_search import RecipeSearch, Resolve, describe_trial
 from vggkit.workflows.run_config import NetworkChoice, RunConfig
 from vggkit.workflows.run_folder import new_folder
+from vggkit.workflows.search_before_training import search_rate, search_recipe
 from vggkit.workflows.several_processes import demand_same_inputs, name_launch
 
 RESULTS: Final = frozenset(
@@ -140,7 +135,7 @@ def start_run(
         lasting = {name: value for name, value in classifier.provenance.items() if name not in RESULTS}
         classifier.card = replace(classifier.card.of_other_weights(), provenance=lasting)
         if config.find_learning_rate:
-            recipe = _search_rate(
+            recipe = search_rate(
                 classifier, divided, recipe, chosen, caller_settings, directory=directory, line=line, group=group
             )
         recorded = caller_settings.to_dict()
@@ -169,7 +164,7 @@ def start_run(
         if config.search:
             found["search"] = {"trials": config.search, "in_python": model is not None or state is not None}
             config.record(recipe, found).write(directory / "config.yaml")  # so that it can be continued
-            result = _search_recipe(
+            result = search_recipe(
                 classifier,
                 divided,
                 config,
@@ -273,82 +268,3 @@ def _resolve(
         return size * processes, reason
 
     return resolve_recipe(recipe, situation, choose_batch_size=choose)
-
-
-def _search_recipe(
-    classifier: Model,
-    dataset: ImageDataset,
-    config: RunConfig,
-    resolve: Resolve,
-    contents: Mapping[str, str],
-    *,
-    directory: Path,
-    device: torch.device,
-    caller_settings: CallerSettings,
-    save_seconds: float,
-    line: ProgressLine,
-) -> SearchResult:
-    """Search for a recipe, or continue to; its table and its plot are written into the run's folder."""
-    with handle_signals(lambda: f"vggkit train --resume {directory}") as signals:
-        result = RecipeSearch(
-            classifier=classifier,
-            dataset=dataset,
-            recipe=config.recipe,
-            trials=config.search,
-            resolve=resolve,
-            directory=directory,
-            identity={
-                "network": asdict(config.network),
-                "by_hand": caller_settings.to_dict(),
-                "images": {name: contents[name] for name in ("train", "val")},
-                "teacher": {"place": config.teacher},
-            },
-            device=device,
-            caller_settings=caller_settings,
-            line=line,
-            teacher=lambda given: (
-                None if config.teacher is None else open_teacher(config.teacher, classifier, given, device=device)
-            ),
-            save_seconds=save_seconds,
-            signals=signals,
-        ).run()
-    write_search_table(result, directory / "search.csv")
-    plot_search(
-        result, directory / "search.png", title=f"{classifier.configuration.model} on {dataset.name}: search"
-    )
-    best = result.chosen.best
-    assert best is not None, "a trial that was chosen was trained"
-    what = " ".join(describe_trial(result.chosen).split())
-    line.log(
-        f"search: trial {result.chosen.candidate.number} is the best by validation, {best.figure} "
-        f"{best.val_figure:.4f} ({what}); see {directory / 'search.png'} and search.csv. Now it is trained in full"
-    )
-    return result
-
-
-def _search_rate(
-    classifier: Model,
-    dataset: ImageDataset,
-    recipe: Recipe,
-    device: torch.device,
-    caller_settings: CallerSettings,
-    *,
-    directory: Path,
-    line: ProgressLine,
-    group: ProcessGroup,
-) -> Recipe:
-    """The recipe with the learning rate that a search suggests, if it suggests one; the search is plotted."""
-    search = search_learning_rate(
-        classifier,
-        dataset.split("train"),
-        recipe,
-        device=device,
-        caller_settings=caller_settings,
-        on_step=lambda done, total: line.show("searching for a learning rate", done, total),
-        group=group,
-    )
-    plot = directory / "learning_rate_search.png"
-    if group.is_first:
-        plot_rate_search(search, plot, title=f"{classifier.configuration.model}: learning rate search")
-    line.log(f"{search.why}; see {plot}")
-    return recipe if search.suggested is None else replace(recipe, learning_rate=search.suggested)
